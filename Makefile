@@ -1,0 +1,41 @@
+# Every target does its own set-up: on a fresh machine `make demo` or `make test` is all there is to type.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test test-all check bench proofs clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first and pinned: unpinned it would bring gigabytes of CUDA where a CPU build is at hand.
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,dev]"
+	@touch $(INSTALLED)
+
+demo: install  ## train an innocent-looking config, find what is wrong, fix it, prove it
+	$(BIN)/python examples/quickstart/demo.py
+
+test: install  ## everything but the slow tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -q
+
+test-all: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+check: install  ## lint, types, layers, rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/trainscope rules validate
+
+bench: install
+	$(BIN)/python benchmarks/overhead.py
+
+proofs: install  ## rerun every proof and record what it measured in rules/proofs.json
+	$(BIN)/trainscope rules test --record
+
+clean:
+	rm -rf $(VENV) .cache demo

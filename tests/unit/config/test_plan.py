@@ -1,0 +1,44 @@
+"""What follows from a configuration by arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+
+from trainscope.config.load import parse_config
+from trainscope.config.plan import ema_decay, plan_run
+
+BASE = '[model]\nbase = "tiny:sd15"\n[train]\nsteps = 100\n[data]\ndir = "images"\n'
+
+
+def test_steps_from_epochs() -> None:
+    config = parse_config(
+        BASE.replace("steps = 100", "epochs = 3\nbatch_size = 4\ngradient_accumulation = 2")
+    ).config
+    plan = plan_run(config, 26)  # 7 batches an epoch, 21 in all, 2 for a step
+    assert (plan.batches_per_epoch, plan.steps) == (7, 11)
+    assert plan.epochs == pytest.approx(22 / 7)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.1, 10), (25, 25), (250, 250)])
+def test_warmup_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> None:
+    config = parse_config(BASE, overrides=["scheduler.type=constant-with-warmup", f"scheduler.warmup={warmup}"]).config
+    assert plan_run(config, 10).warmup_steps == steps
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+def test_ema_decay_is_what_the_library_does(decay: float, warmup: bool) -> None:
+    """And what is left of the first copy is the product of the decays: measured by averaging ones after a zero."""
+    param = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    ema = EMAModel([param], decay=decay, min_decay=0.0 if warmup else decay)
+    for update in range(1, 41):
+        ema.step([param])
+        assert ema.cur_decay_value == pytest.approx(ema_decay(update, decay=decay, warmup=warmup))
+        param.data.fill_(1.0)  # the first update copied the zero; all later ones average ones
+    config = parse_config(
+        BASE.replace("steps = 100", "steps = 40"),
+        overrides=["ema.enabled=true", f"ema.decay={decay}", f"ema.warmup={str(warmup).lower()}"],
+    ).config
+    assert plan_run(config, 10).ema_initial_weight == pytest.approx(1 - ema.shadow_params[0].item(), rel=1e-9)

@@ -1,0 +1,97 @@
+"""Puts the verbs together and turns exceptions into one message and an exit code.
+
+0 nothing at or above --fail-on · 1 findings · 2 usage, unreadable input, a training that could not go on ·
+3 trainscope or a rule failed · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from trainscope import __version__
+from trainscope.cli.audit import audit
+from trainscope.cli.config import config_app
+from trainscope.cli.fix import fix
+from trainscope.cli.init import init
+from trainscope.cli.preflight import preflight
+from trainscope.cli.prove import prove
+from trainscope.cli.rules import rules_app
+from trainscope.cli.run import run
+from trainscope.cli.sql import sql
+from trainscope.errors import TrainscopeError
+
+INTERNAL_ERROR, INTERRUPTED, USAGE = 3, 130, 2
+
+app = typer.Typer(
+    name="trainscope",
+    help="Train diffusion models, see why a training learned nothing, and prove the remedy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"trainscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+for verb in (init, run, preflight, audit, fix, prove, sql):
+    app.command()(verb)
+app.add_typer(rules_app, name="rules")
+app.add_typer(config_app, name="config")
+
+
+def main() -> None:
+    """The `trainscope` command."""
+    # Known before parsing, so that an error in the parsing itself can be debugged too.
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = USAGE
+    except click.Abort:
+        code = INTERRUPTED
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        code = INTERRUPTED
+    except TrainscopeError as error:
+        if debug:
+            raise
+        _complain(str(error), error.hint)
+        code = error.exit_code
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`): nobody is left to tell.
+        sys.stderr.close()
+        code = 0
+    except Exception as error:
+        if debug:
+            raise
+        _complain(f"trainscope failed: {type(error).__name__}: {error}", "--debug shows where; please report it")
+        code = INTERNAL_ERROR
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, hint: str | None = None) -> None:
+    typer.echo(f"error: {message}", err=True)
+    if hint:
+        typer.echo(f"  try: {hint}", err=True)

@@ -1,0 +1,90 @@
+"""What `run`, `audit` and `fix` share: a run directory → a report, and a report → files and screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainscope.errors import TrainscopeError
+
+if TYPE_CHECKING:
+    from trainscope.schema import Report
+
+FORMATS = ("html", "json", "console")
+
+
+def audit_run(
+    path: Path,
+    *,
+    rules: Sequence[Path] = (),
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> Report:
+    """Audit a run directory with trainscope's rules and those under `rules`."""
+    from trainscope.engine.audit import audit
+    from trainscope.engine.loader import builtin_root, load_rules
+    from trainscope.engine.proofs import load_proofs
+    from trainscope.engine.runs import facts_of, info_of, source_of
+    from trainscope.runlog.reader import read_run
+
+    run = read_run(path)
+    source = source_of(run)
+    catalogue, broken = load_rules(rules)
+    return audit(
+        source,
+        info_of(run),
+        rules=catalogue,
+        broken=broken,
+        stage="run",
+        select=select,
+        ignore=ignore,
+        thresholds=thresholds_of(run.config_rows()),
+        proofs=load_proofs(builtin_root()),
+        config_text=run.config_text,
+        facts=facts_of(run, source),
+    )
+
+
+def thresholds_of(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`audit.thresholds.<CODE>.<name>` of a resolved configuration."""
+    thresholds: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        section, _, rest = row["key"].partition("audit.thresholds.")
+        if not section and rest:
+            code, _, name = rest.partition(".")
+            thresholds.setdefault(code, {})[name] = row["value"]
+    return thresholds
+
+
+def configured_fail_on(path: Path) -> str:
+    """`audit.fail_on` of a run's own configuration."""
+    from trainscope.runlog.reader import read_run
+
+    rows = {row["key"]: row["value"] for row in read_run(path).config_rows()}
+    return str(rows.get("audit.fail_on", "error"))
+
+
+def write_reports(report: Report, run_dir: Path, folder: Path) -> None:
+    """report.json and report.html into a folder; only these names are ever replaced."""
+    from trainscope.report.html import render_html
+    from trainscope.report.json import read_json, write_json
+    from trainscope.runlog.rundir import write_atomically
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(report, folder / "report.json")
+        page = render_html(read_json(folder / "report.json"), run_dir)
+        write_atomically(folder / "report.html", page.encode())
+    except OSError as error:
+        raise TrainscopeError(f"the report cannot be written: {error}", hint="name another place with --output") from error
+
+
+def show(report: Report, run_dir: Path) -> None:
+    """The report on the console."""
+    from rich.console import Console
+
+    from trainscope.report.console import print_report
+    from trainscope.schema import to_json
+
+    print_report(to_json(report), Console(), run_dir=run_dir)

@@ -1,0 +1,60 @@
+"""`trainscope preflight`: what will go wrong, before a GPU hour is spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainscope.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainscope.config.load import ResolvedConfig
+    from trainscope.schema import Report
+
+
+def preflight(
+    config: Annotated[Path, typer.Argument(help="A configuration.", metavar="CFG")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; may be repeated.")] = None,
+    output_format: Annotated[str, typer.Option("--format", help="console or json.")] = "console",
+    fail_on: Annotated[str, typer.Option(help="error, warning, info or never: what to exit 1 on.")] = "error",
+) -> None:
+    """Say what will go wrong with a configuration, without training."""
+    import json
+
+    from trainscope.cli.auditing import show
+    from trainscope.config.load import load_config
+    from trainscope.engine.audit import exit_code
+    from trainscope.schema import to_json
+
+    if output_format not in ("console", "json"):
+        raise ConfigError(f"--format {output_format}: allowed are console, json")
+    report = preflight_report(load_config(config, overrides or ()))
+    if output_format == "json":
+        typer.echo(json.dumps(to_json(report), ensure_ascii=False))
+    else:
+        show(report, config)
+    raise typer.Exit(exit_code(report, fail_on))
+
+
+def preflight_report(resolved: ResolvedConfig) -> Report:
+    """Evaluate the rules that a configuration and its files can decide."""
+    from trainscope.cli.auditing import thresholds_of
+    from trainscope.engine.audit import audit
+    from trainscope.engine.loader import builtin_root, load_rules
+    from trainscope.engine.preflight import preflight_source
+    from trainscope.engine.proofs import load_proofs
+
+    rules, broken = load_rules()
+    rows = [{"key": key, "value": value} for key, value, _ in resolved.rows()]
+    return audit(
+        preflight_source(resolved),
+        {"name": resolved.config.run.name, "status": "planned", "path": str(resolved.path or "")},
+        rules=rules,
+        broken=broken,
+        stage="preflight",
+        thresholds=thresholds_of(rows),
+        proofs=load_proofs(builtin_root()),
+        config_text=resolved.text,
+    )

@@ -1,0 +1,64 @@
+"""`trainscope run`: a full training, instrumented, and audited at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainscope.errors import ConfigError
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="A configuration.", metavar="CFG")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; may be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory to make; it must not exist.")] = None,
+    no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not audit at the end.")] = False,
+    fail_on: Annotated[str, typer.Option(help="error, warning, info: exit 1 on such findings.")] = "never",
+) -> None:
+    """Train as a configuration says, and audit the result. The last line is the run directory."""
+    import os
+
+    from trainscope.config.load import load_config
+
+    if fail_on not in ("error", "warning", "info", "never"):
+        raise ConfigError(f"--fail-on {fail_on}: allowed are error, warning, info, never")
+    resolved = load_config(config, overrides or ())
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out} exists and is not empty", hint="runs are never overwritten; name another")
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print("loading torch and the model …", style="dim")
+    from trainscope.cli.progress import ProgressDisplay
+    from trainscope.trainer.models.save import usage_hint
+    from trainscope.trainer.train import train
+
+    with ProgressDisplay(console) as display:
+        finished = train(resolved, out=out, callbacks=[display])
+    method = resolved.config.train.method
+    weights = finished.checkpoint / "weights"
+    console.print(f"{finished.status} at step {finished.step}", markup=False)
+
+    code = 0
+    if not no_audit:
+        from trainscope.cli.auditing import audit_run, show, write_reports
+        from trainscope.engine.audit import exit_code
+
+        report = audit_run(finished.run.path)
+        write_reports(report, finished.run.path, finished.run.path)
+        show(report, finished.run.path)
+        code = exit_code(report, fail_on)
+    console.print()
+    console.print("The trained weights:", weights, markup=False, soft_wrap=True)
+    if resolved.config.ema.enabled:
+        console.print("Their average (EMA):", finished.checkpoint / "weights-ema", markup=False, soft_wrap=True)
+    inpainting = "inpainting" in resolved.config.model.base
+    console.print(usage_hint(method, weights, inpainting), markup=False, soft_wrap=True)
+    typer.echo(str(finished.run.path))
+    if finished.status == "interrupted":
+        raise typer.Exit(130)
+    raise typer.Exit(code)

@@ -1,0 +1,209 @@
+"""Every key of cfg.toml with its type, range, default and meaning.
+
+The one place where a key is defined: reading, `trainscope config show`, the JSON Schema and the run's `config` table
+follow from these models. Knows nothing of how a key is carried out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from trainscope.config.optimizer import AdamW, Optimizer
+from trainscope.config.section import Section
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+Level = Literal["error", "warning", "info", "never"]
+Tables = Annotated[tuple[Literal["tensors", "ema", "adapters"], ...], Field(strict=False)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists, not tuples
+
+
+class RunSection(Section):
+    """Where the run goes and what it starts from."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)] = "run"
+    """Name of the run; its directory is named after it."""
+    dir: str = "runs"
+    """Folder that run directories are made in, relative to the configuration's own."""
+    seed: Annotated[int, Field(ge=-1, lt=2**63)] = -1
+    """Seed of everything random; -1 draws one, which is recorded."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps …"""
+
+
+class ModelSection(Section):
+    """The model to start from."""
+
+    base: str
+    """tiny:sd15, tiny:sd15-inpainting, a diffusers folder, or a hub id."""
+
+
+class TrainSection(Section):
+    """What is trained, and for how long."""
+
+    method: Literal["lora", "finetune"] = "lora"
+    """Train LoRA adapters, or all weights of the UNet."""
+    steps: PositiveInt | None = None
+    """Optimizer steps. Give this or `epochs`."""
+    epochs: PositiveInt | None = None
+    """Passes over the training samples. Give this or `steps`."""
+    batch_size: PositiveInt = 1
+    """Samples in a forward pass."""
+    gradient_accumulation: PositiveInt = 1
+    """Forward passes that make one optimizer step."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Clip the gradient to this norm; 0 switches clipping off."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: slower, less memory."""
+
+
+class LoraSection(Section):
+    """The adapters of `train.method = "lora"`."""
+
+    rank: PositiveInt = 16
+    """Rank of every adapter."""
+    alpha: PositiveFloat = 16.0
+    """The adapter's output is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout in front of the adapter."""
+    targets: Names = ("to_q", "to_k", "to_v", "to_out.0")
+    """Endings of the names of the modules to adapt."""
+
+
+class DataSection(Section):
+    """The training images and their captions."""
+
+    dir: str
+    """Folder of images, each with a caption file of the same name beside it."""
+    caption_extension: Annotated[str, Field(pattern=r"^\.[A-Za-z0-9]+$")] = ".txt"
+    """Ending of the caption files."""
+    resolution: Annotated[int, Field(ge=16, le=4096, multiple_of=8)] = 512
+    """Side of the square that images are resized and cropped to, in pixels."""
+    validation_split: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Share of the images held out to measure what is learned; 0 measures on training images."""
+    mask_dir: str | None = None
+    """Inpainting: folder of masks (white is repainted), named like the images; random masks if not given."""
+    on_corrupt: Literal["fail", "skip"] = "fail"
+    """What to do about an image that cannot be read."""
+
+
+class SchedulerSection(Section):
+    """How the learning rate moves over the run."""
+
+    type: Literal["constant", "constant-with-warmup", "cosine"] = "constant"
+    """Shape of the schedule."""
+    warmup: NonNegativeFloat = 0.0
+    """Linear rise from 0: below 1 a share of the run, else a number of steps."""
+
+
+class PrecisionSection(Section):
+    """Which number formats are used where."""
+
+    weights: Dtype = "fp32"
+    """Format that the trained weights are stored in."""
+    base: Dtype = "fp32"
+    """Format that the frozen weights are stored in."""
+    compute: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Format of the forward and backward passes; auto takes bf16 on a GPU that has it, else what the weights are."""
+    save: Dtype = "fp32"
+    """Format of the weights that the run leaves for use."""
+    stochastic_rounding: bool = False
+    """Round bf16 trained weights up or down at random, so that small updates arrive on average."""
+
+
+class EmaSection(Section):
+    """An exponential moving average of the trained weights."""
+
+    enabled: bool = False
+    """Keep the average."""
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Share of the average that survives an update."""
+    warmup: bool = True
+    """Start with a small decay, min(decay, (1 + n) / (10 + n)) at the n-th update."""
+    every: PositiveInt = 1
+    """Optimizer steps from one update to the next."""
+    dtype: Literal["fp32", "bf16", "weights"] = "fp32"
+    """Format that the average is stored in; "weights" is that of the trained weights."""
+
+
+class CheckpointSection(Section):
+    """Saving during the run; the end of a run always saves."""
+
+    every_steps: NonNegativeInt = 0
+    """Optimizer steps between checkpoints; 0 saves at the end only."""
+    keep: NonNegativeInt = 0
+    """How many checkpoints to keep; 0 keeps all."""
+    save_state: bool = True
+    """Save optimizer, scheduler, EMA and random states too, so that the run can be resumed."""
+
+
+class SampleSection(Section):
+    """Images generated while training, from the raw weights and from their average."""
+
+    every_steps: Literal["auto"] | NonNegativeInt = "auto"
+    """Optimizer steps between samples; 0 makes none; auto makes them at the start, the end and three times between."""
+    prompts: Names = ()
+    """Prompts; the first two captions if none are given."""
+    negative_prompt: str = ""
+    """What the images should not show."""
+    sampler: Literal["ddim", "ddpm", "euler", "euler-a", "dpm++ 2m", "unipc"] = "ddim"
+    """Sampler."""
+    steps: PositiveInt = 20
+    """Steps of the sampler."""
+    guidance: NonNegativeFloat = 5.0
+    """Classifier-free guidance scale; up to 1 there is none."""
+    seed: NonNegativeInt = 42
+    """Seed of the images' noise."""
+    width: Annotated[int, Field(ge=16, le=4096, multiple_of=8)] | None = None
+    """Width in pixels; the training resolution if not given."""
+    height: Annotated[int, Field(ge=16, le=4096, multiple_of=8)] | None = None
+    """Height in pixels; the training resolution if not given."""
+
+
+class EvalSection(Section):
+    """The loss on held-out images with fixed noise and timesteps: what the run really learned."""
+
+    every_steps: Literal["auto"] | NonNegativeInt = "auto"
+    """Optimizer steps between evaluations; 0 makes none; auto makes about ten in a run."""
+    samples: PositiveInt = 16
+    """Number of fixed (image, noise, timestep) draws."""
+
+
+class ProbesSection(Section):
+    """How closely the run is watched."""
+
+    every: Literal["auto"] | PositiveInt = "auto"
+    """Optimizer steps between looks at every tensor; auto takes the densest that keeps to the budget."""
+    budget: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Share of the training time that probes may take when `every` is auto."""
+    tables: Tables = ("tensors", "ema", "adapters")
+    """Which per-tensor tables to record; the others cost nothing and are always complete."""
+
+
+class AuditSection(Section):
+    """What the audit of this run fails on, and which thresholds differ."""
+
+    fail_on: Level = "error"
+    """The mildest finding that makes `trainscope audit` exit with 1."""
+    thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Thresholds of rules, as [audit.thresholds.CODE] name = value."""
+
+
+class RunConfig(Section):
+    """A whole cfg.toml."""
+
+    run: RunSection = RunSection()
+    model: ModelSection
+    train: TrainSection
+    lora: LoraSection = LoraSection()
+    data: DataSection
+    optimizer: Optimizer = AdamW()
+    scheduler: SchedulerSection = SchedulerSection()
+    precision: PrecisionSection = PrecisionSection()
+    ema: EmaSection = EmaSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    sample: SampleSection = SampleSection()
+    eval: EvalSection = EvalSection()
+    probes: ProbesSection = ProbesSection()
+    audit: AuditSection = AuditSection()

@@ -1,0 +1,82 @@
+"""What follows from a configuration and the number of samples by arithmetic alone: the `plan.*` keys.
+
+Preflight judges by them before the run, the trainer carries them out. Knows nothing of torch or of files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from trainscope.config.model import RunConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers that a run is going to have."""
+
+    samples: int
+    """Training samples."""
+    batches_per_epoch: int
+    """Forward passes in a pass over the samples."""
+    steps: int
+    """Optimizer steps."""
+    epochs: float
+    """Passes over the samples."""
+    seen_per_sample: float
+    """How often each sample is seen."""
+    warmup_steps: int
+    """Optimizer steps of the scheduler's warmup."""
+    ema_updates: int
+    """Updates of the average."""
+    ema_initial_weight: float | None
+    """Share of the base model that is left in the average at the end; None without EMA."""
+    lora_scale: float | None
+    """alpha / rank; None for a full fine-tune."""
+
+    def keys(self) -> dict[str, float | int | None]:
+        """The plan as `plan.*` keys of the `config` table."""
+        return {f"plan.{name}": value for name, value in asdict(self).items()}
+
+
+def plan_run(config: RunConfig, samples: int) -> Plan:
+    """Work out the plan for a number of training samples (at least 1)."""
+    train = config.train
+    batches = math.ceil(samples / train.batch_size)
+    if train.steps is not None:
+        steps = train.steps
+    else:
+        steps = max(1, math.ceil(batches * (train.epochs or 1) / train.gradient_accumulation))
+    epochs = steps * train.gradient_accumulation / batches
+    warmup = config.scheduler.warmup
+    updates = steps // config.ema.every if config.ema.enabled else 0
+    return Plan(
+        samples=samples,
+        batches_per_epoch=batches,
+        steps=steps,
+        epochs=epochs,
+        seen_per_sample=epochs,
+        warmup_steps=round(warmup * steps) if warmup < 1 else round(warmup),
+        ema_updates=updates,
+        ema_initial_weight=ema_initial_weight(updates, config) if config.ema.enabled else None,
+        lora_scale=config.lora.alpha / config.lora.rank if train.method == "lora" else None,
+    )
+
+
+def ema_decay(update: int, *, decay: float, warmup: bool) -> float:
+    """The decay of the n-th update (from 1), as diffusers' `EMAModel` computes it.
+
+    Its first update copies the weights (decay 0), which are one step away from the base model.
+    """
+    if update <= 1:
+        return 0.0
+    if not warmup:
+        return decay
+    return min(decay, update / (9 + update))
+
+
+def ema_initial_weight(updates: int, config: RunConfig) -> float:
+    """Share of the first copy, which is the base model but for one step, that is left after `updates` updates."""
+    ema = config.ema
+    logs = (math.log(ema_decay(n, decay=ema.decay, warmup=ema.warmup)) for n in range(2, updates + 1))
+    return math.exp(math.fsum(logs))

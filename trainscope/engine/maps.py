@@ -1,0 +1,105 @@
+"""The report's maps: a measure of the model by module and step.
+
+Judges nothing. At most 60 modules (their prefixes where there are more) and 60 spans of steps.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection
+from typing import Any
+
+from trainscope.engine.sandbox import DEFAULT_LIMITS, Limits, connect, execute
+from trainscope.engine.tables import TableSource
+from trainscope.errors import RuleError
+from trainscope.schema import HeatMap
+
+MAX_MODULES = 60
+MAX_STEPS = 60
+
+# name → title, and two sums whose ratio (or its root) is the value; sums can be added over tensors and steps.
+_MAPS = {
+    "update_ratio": (
+        "Update of a step, relative to the weights",
+        "update_norm::DOUBLE ^ 2",
+        "weight_norm::DOUBLE ^ 2",
+        math.sqrt,
+    ),
+    "delivered": (
+        "Delivered share of the intended update",
+        "delivered::DOUBLE * intended_norm::DOUBLE ^ 2",
+        "intended_norm::DOUBLE ^ 2",
+        float,
+    ),
+}
+
+_QUERY = """
+    WITH measured AS (
+        SELECT step, regexp_replace(param, '\\.[^.]*$', '') AS module, {above} AS above, {below} AS below
+        FROM tensors WHERE ({above}) IS NOT NULL AND ({below}) IS NOT NULL
+    ),
+    numbered AS (
+        SELECT step, row_number() OVER (ORDER BY step) - 1 AS position, count(*) OVER () AS steps
+        FROM (SELECT DISTINCT step FROM measured)
+    ),
+    spans AS (SELECT step, position * least(steps, {limit}) // steps AS span FROM numbered)
+    SELECT module, max(max(step)) OVER (PARTITION BY span) AS last_step, sum(above), sum(below)
+    FROM measured JOIN spans USING (step) GROUP BY module, span
+"""
+
+
+def draw_maps(source: TableSource, limits: Limits = DEFAULT_LIMITS) -> list[HeatMap]:
+    """Every map that has data."""
+    drawn = []
+    with connect(source, ["tensors"], limits) as connection:
+        for name, (title, above, below, finish) in _MAPS.items():
+            query = _QUERY.format(above=above, below=below, limit=MAX_STEPS)
+            try:
+                _, rows = execute(connection, query, limits=limits)
+            except RuleError:
+                continue
+            if rows:
+                drawn.append(_heat_map(name, title, rows, finish))
+    return drawn
+
+
+def _heat_map(name: str, title: str, rows: list[tuple[Any, ...]], finish: Any) -> HeatMap:
+    shown = group_modules({str(row[0]) for row in rows})
+    modules = sorted(set(shown.values()), key=_natural)
+    steps = sorted({int(row[1]) for row in rows})
+    sums: dict[tuple[str, int], tuple[float, float]] = {}
+    for module, step, above, below in rows:
+        cell = (shown[str(module)], int(step))
+        before = sums.get(cell, (0.0, 0.0))
+        sums[cell] = (before[0] + above, before[1] + below)
+
+    def value(module: str, step: int) -> float | None:
+        above, below = sums.get((module, step), (0.0, 0.0))
+        if not below:
+            return None
+        ratio = above / below
+        return float(finish(ratio)) if math.isfinite(ratio) else ratio
+
+    return HeatMap(name, title, "", modules, steps, [[value(module, step) for step in steps] for module in modules])
+
+
+def group_modules(modules: Collection[str], limit: int = MAX_MODULES) -> dict[str, str]:
+    """Each module's name on the map: its own, or the longest prefix with which at most `limit` names remain."""
+    if len(modules) <= limit:
+        return {module: module for module in modules}
+    # Names of adapters join their parts by underscores alone.
+    for separators in (r"\.", r"[._]"):
+        cuts = {module: [found.start() for found in re.finditer(separators, module)] for module in modules}
+        for parts in range(max(len(cut) for cut in cuts.values()), 0, -1):
+            grouped = {
+                module: module[: cut[parts - 1]] if len(cut) >= parts else module for module, cut in cuts.items()
+            }
+            if len(set(grouped.values())) <= limit:
+                return grouped
+    return dict.fromkeys(modules, "model")
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts block 10 behind block 9."""
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,53 @@
+"""A run directory, or a configuration that has not run, as the tables and facts that the engine audits.
+
+Knows the run log's reader; judges nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from trainscope.engine.tables import TableSource, as_table
+from trainscope.runlog.reader import Run
+from trainscope.schema import Fact
+
+FACT_NAMES = {
+    "device.name": "GPU",
+    "cpu.cores": "CPU cores",
+    "cpu.threads": "CPU threads",
+}
+
+
+def source_of(run: Run) -> TableSource:
+    """The tables of a run."""
+    return TableSource(dict(run.datasets), run.segment_starts or [0])
+
+
+def info_of(run: Run) -> dict[str, Any]:
+    """What a report says about which run it is of."""
+    keys = ("id", "name", "parent", "origin", "created", "steps", "method", "base")
+    return {
+        **{key: run.info.get(key) for key in keys},
+        "path": str(run.directory.path),
+        "status": run.status,
+        "last_step": run.last_step(),
+        "segments": len(run.info["segments"]),
+    }
+
+
+def facts_of(run: Run, source: TableSource) -> list[Fact]:
+    """The lines of a report's facts: what was trained, on what, with which versions."""
+    return [Fact(name, value) for name, value in _facts(run, source) if value]
+
+
+def _facts(run: Run, source: TableSource) -> Iterator[tuple[str, str]]:
+    params = as_table(source.tables["params"])
+    trained = sum(params["numel"].to_pylist())
+    yield "Trained weights", f"{trained:,} in {params.num_rows} tensors" if trained else ""
+    splits = as_table(source.tables["data"])["split"].to_pylist()
+    yield "Images", f"{splits.count('train')} trained on, {splits.count('validation')} held out" if splits else ""
+    yield "Begun", str(run.info.get("created") or "")
+    env = as_table(source.tables["env"])
+    for key, value in zip(env["key"].to_pylist(), env["value"].to_pylist(), strict=True):
+        yield FACT_NAMES.get(key, key), value or ""

@@ -1,0 +1,47 @@
+"""The `params` table: which tensors were asked to be trained, and whether they can be.
+
+Knows nothing of how a model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainscope.schema import Record
+
+
+@torch.no_grad()
+def measure_params(requested: Mapping[str, Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer,
+                   *, component: str) -> Record:
+    """One row for each requested tensor, with its magnitude as it is now.
+
+    `is_model_object` is false where the optimizer holds another object than the model's: such a tensor is trained for nobody.
+    """
+    group_of = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    objects = {id(p) for p in model.parameters()}
+    rows: list[dict[str, Any]] = []
+    for name, tensor in requested.items():
+        magnitude = tensor.detach().float().abs()
+        rows.append(
+            {
+                "param": name,
+                "name": name.replace(".default.", "."),
+                "component": component,
+                "module": name.rpartition(".")[0],
+                "shape": json.dumps(list(tensor.shape)),
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+                "numel": tensor.numel(),
+                "group": group_of.get(id(tensor)),
+                "requires_grad": tensor.requires_grad,
+                "in_optimizer": id(tensor) in group_of,
+                "is_model_object": id(tensor) in objects,
+                "weight_rms": float(magnitude.double().square().mean().sqrt()) if tensor.numel() else None,
+                "weight_abs_median": float(magnitude.median()) if tensor.numel() else None,
+            }
+        )
+    return Record("params", {key: [row[key] for row in rows] for key in rows[0]} if rows else {})

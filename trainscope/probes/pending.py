@@ -1,0 +1,77 @@
+"""Measurements that are still on the device, and their one transfer to the host.
+
+A probe returns `Pending` rows without waiting for the device; `collect` brings those of many steps over at once.
+Knows nothing of what the values mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainscope.schema import Record
+
+ABSENT = -1.0
+"""Stands for NULL on the device, in measures that cannot be negative."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Rows of one table at one step: `values` is float64 [len(columns), rows] on the device.
+
+    `keys` are the columns known on the host. `null_where` says, for a column, which of its values mean "none":
+    it gets a row of values and answers True for NULL.
+    """
+
+    table: str
+    step: int
+    keys: dict[str, list[Any]]
+    columns: tuple[str, ...]
+    values: Tensor
+    integers: frozenset[str] = frozenset()
+    null_where: dict[str, Callable[[dict[str, float]], bool]] = field(default_factory=dict)
+
+
+def collect(pending: Sequence[Pending]) -> list[Record]:
+    """Bring pending rows to the host, with one transfer for each device."""
+    if not pending:
+        return []
+    flat = _transfer([item.values for item in pending])
+    return [_record(item, values) for item, values in zip(pending, flat, strict=True)]
+
+
+def _transfer(tensors: Sequence[Tensor]) -> list[list[list[float]]]:
+    by_device: dict[torch.device, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        by_device.setdefault(tensor.device, []).append(index)
+    result: dict[int, list[list[float]]] = {}
+    for indices in by_device.values():
+        host = torch.cat([tensors[index].reshape(-1) for index in indices]).cpu()
+        for index, part in zip(indices, host.split([tensors[index].numel() for index in indices]), strict=True):
+            result[index] = part.reshape(tensors[index].shape).tolist()
+    return [result[index] for index in range(len(tensors))]
+
+
+def _record(item: Pending, values: list[list[float]]) -> Record:
+    rows = len(values[0]) if values else 0
+    columns: dict[str, list[Any]] = {"step": [item.step] * rows, **item.keys}
+    for name, column in zip(item.columns, values, strict=True):
+        columns[name] = [int(value) for value in column] if name in item.integers else list(column)
+    for name, is_null in item.null_where.items():
+        for row in range(rows):
+            if is_null({column: values[i][row] for i, column in enumerate(item.columns)}):
+                columns[name][row] = None
+    return Record(item.table, columns)
+
+
+def absent(*columns: str) -> dict[str, Callable[[dict[str, float]], bool]]:
+    """`null_where` of columns that hold `ABSENT` where they have no value."""
+
+    def holds_absent(name: str) -> Callable[[dict[str, float]], bool]:
+        return lambda row: row[name] == ABSENT
+
+    return {name: holds_absent(name) for name in columns}

@@ -1,0 +1,141 @@
+"""A fixed sample of the elements of each trained tensor, and what the optimizer does to it in a step.
+
+`delivered` needs the optimizer's moments and a float32 copy of its arithmetic; on a sample of each tensor that costs
+little, and the sample never changes, so that values of different steps compare. Knows nothing of tables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainscope.probes.flat import Chunk, FlatLayout
+from trainscope.probes.formulas import Before, formula_of
+from trainscope.probes.pending import ABSENT
+
+SAMPLE_ELEMENTS = 1024
+"""Elements sampled of each tensor; a smaller tensor is taken whole."""
+
+MEASURES = ("intended_norm", "applied_norm", "delivered", "eps_dominated_fraction", "g2_over_v")
+
+
+class StepSample:
+    """Compares the update that arrived with the one that the optimizer's formula asked for.
+
+    `measure` gives float64 [len(MEASURES), tensors] on the device; ABSENT where there is nothing to compare.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        self._tensors = list(tensors)
+        self._optimizer = optimizer
+        self._formula = formula_of(optimizer)
+        self._strides = [_stride(tensor.numel()) for tensor in tensors]
+        self._groups = _groups(self._tensors, optimizer)
+        self._before: list[tuple[Chunk, int, Before, dict[str, Any]]] = []
+
+    @property
+    def reason(self) -> str:
+        """Why there is nothing to compare; empty if there is."""
+        if self._formula is None:
+            return f"the step of {type(self._optimizer).__name__} cannot be recomputed"
+        return ""
+
+    def before_step(self, grads: Sequence[Tensor | None]) -> None:
+        """Copy what the step is going to overwrite."""
+        self._before = []
+        if self._formula is None:
+            return
+        for number, indices in self._groups.items():
+            group = self._optimizer.param_groups[number]
+            present = [index for index in indices if grads[index] is not None and self._tensors[index].numel()]
+            views = {index: self._view(self._tensors[index], index) for index in present}
+            for part in FlatLayout(list(views.values())).chunks:
+                chunk = Chunk(tuple(present[index] for index in part.indices), part.sizes, part.device)
+                self._before.append((chunk, number, self._copy(chunk, grads), dict(group)))
+
+    def measure(self) -> Tensor:
+        """Call after the step."""
+        device = self._tensors[0].device
+        result = torch.full((len(MEASURES), len(self._tensors)), ABSENT, dtype=torch.float64, device=device)
+        for chunk, number, before, group in self._before:
+            assert self._formula is not None  # noqa: S101  `before_step` copies nothing without one
+            after = self._optimizer.param_groups[number]
+            step = self._formula.formula(before, group, after)
+            applied = self._gather(chunk, {i: self._tensors[i] for i in chunk.indices}) - before.theta
+            grad2, v_hat = before.grad.double() ** 2, step.v_hat.double()
+            intended = step.delta.double()
+            dominated = step.v_hat.sqrt() < 10 * group.get("eps", 0.0)
+            intended2, applied2, both, eps_count, grad2_sum, v_sum = chunk.sums(
+                intended**2, applied.double() ** 2, applied * intended, dominated, grad2, v_hat
+            )
+            count = torch.tensor(chunk.sizes, dtype=torch.float64, device=device)
+            columns = torch.tensor(chunk.indices, device=device)
+            result[:, columns] = torch.stack(
+                [
+                    intended2.sqrt(),
+                    applied2.sqrt(),
+                    both / intended2,
+                    eps_count / count,
+                    torch.where(v_sum == 0, ABSENT, grad2_sum / v_sum),
+                ]
+            ).to(device)
+        self._before = []
+        return result
+
+    def _copy(self, chunk: Chunk, grads: Sequence[Tensor | None]) -> Before:
+        assert self._formula is not None  # noqa: S101
+        states = [self._optimizer.state.get(self._tensors[index], {}) for index in chunk.indices]
+        tensors = {index: self._tensors[index] for index in chunk.indices}
+        moments: dict[str, Tensor] = {}
+        for key in self._formula.state_keys:
+            found = [state.get(key) for state in states]
+            moments[key] = self._gather(
+                chunk,
+                {
+                    index: moment if isinstance(moment, Tensor) else torch.zeros_like(tensors[index])
+                    for index, moment in zip(chunk.indices, found, strict=True)
+                },
+            )
+        steps = torch.tensor([float(state.get("step", 0)) for state in states], device=chunk.device)
+        return Before(
+            theta=self._gather(chunk, tensors),
+            grad=self._gather(chunk, {index: _known(grads[index]) for index in chunk.indices}),
+            state=moments,
+            step=torch.repeat_interleave(steps, torch.tensor(chunk.sizes, device=chunk.device)),
+        )
+
+    def _gather(self, chunk: Chunk, tensors: Mapping[int, Tensor]) -> Tensor:
+        return torch.cat([self._view(tensors[index], index) for index in chunk.indices]).float()
+
+    def _view(self, tensor: Tensor, index: int) -> Tensor:
+        return tensor.detach().reshape(-1)[:: self._strides[index]]
+
+
+def _stride(numel: int) -> int:
+    """About `SAMPLE_ELEMENTS` elements, at a distance without a common factor with the tensor's dimensions.
+
+    A stride that divides a dimension would sample one row or one place of every kernel only.
+    """
+    stride = max(1, numel // SAMPLE_ELEMENTS)
+    while stride > 1 and math.gcd(stride, numel) > 1:
+        stride += 1
+    return stride
+
+
+def _groups(tensors: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> dict[int, list[int]]:
+    group_of = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    groups: dict[int, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        if id(tensor) in group_of:
+            groups.setdefault(group_of[id(tensor)], []).append(index)
+    return groups
+
+
+def _known(grad: Tensor | None) -> Tensor:
+    assert grad is not None  # noqa: S101  only tensors with a gradient are sampled
+    return grad
+

@@ -1,0 +1,151 @@
+"""The `tensors` table: what an optimizer step did to each trained tensor.
+
+Gradients are read before the step, since some optimizers overwrite them in it. Knows nothing of which steps are probed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from trainscope.probes.flat import FlatLayout, same_bits
+from trainscope.probes.pending import ABSENT, Pending, absent
+from trainscope.probes.sampling import MEASURES as SAMPLED
+from trainscope.probes.sampling import StepSample
+
+GRADIENT = ("grad_norm", "grad_absmax", "nonfinite", "grad_zero_count", "nonzero_count")
+UPDATE = ("weight_norm", "weight_nonfinite", "update_norm", "lost_count", "distance_from_start")
+STATE = ("state_m_norm", "state_v_max", "state_v_min")
+COUNTS = frozenset({"nonfinite", "grad_zero_count", "nonzero_count", "weight_nonfinite", "lost_count"})
+FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
+SECOND_MOMENTS = ("exp_avg_sq",)
+
+
+class TensorsProbe:
+    """Call `before_step` right before the optimizer's step (gradients unscaled and clipped), `after_step` right after.
+
+    Keeps a copy of every tensor as it was when the probe was made (θ₀), and from one call to the other a copy of every
+    tensor and of the counts of its gradient.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        self._names = list(params)
+        self._tensors = list(params.values())
+        self._optimizer = optimizer
+        self._layout = FlatLayout(self._tensors)
+        self._start = [chunk.gather(self._tensors) for chunk in self._layout.chunks]
+        self._sample = StepSample(self._tensors, optimizer)
+        self._before: list[Tensor] = []
+        self._nonzero: list[Tensor] = []
+        self._gradient = torch.empty(0)
+        self._has_grad: list[bool] = []
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Columns that this optimizer gives nothing for, with the reason."""
+        reason = self._sample.reason
+        return dict.fromkeys(SAMPLED, reason) if reason else {}
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Measure the gradients and copy the weights."""
+        grads = [tensor.grad for tensor in self._tensors]
+        self._has_grad = [grad is not None for grad in grads]
+        filled = [
+            torch.zeros_like(tensor) if grad is None else grad
+            for tensor, grad in zip(self._tensors, grads, strict=True)
+        ]
+        self._gradient = self._empty(len(GRADIENT))
+        self._before, self._nonzero = [], []
+        for chunk in self._layout.chunks:
+            grad = chunk.gather(filled)
+            magnitude = grad.abs().float()
+            nonzero = grad != 0
+            squares, nonfinite, zeros, nonzeros = chunk.sums(
+                magnitude.double() ** 2, ~torch.isfinite(grad), grad == 0, nonzero
+            )
+            largest = chunk.largest(torch.where(torch.isfinite(magnitude), magnitude, math.inf))
+            self._put(self._gradient, chunk.indices, [squares.sqrt(), largest, nonfinite, zeros, nonzeros])
+            self._before.append(chunk.gather(self._tensors))
+            self._nonzero.append(nonzero)
+        self._sample.before_step(grads)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> Pending:
+        """Measure what the step changed."""
+        update = self._empty(len(UPDATE))
+        for chunk, before, nonzero, start in zip(
+            self._layout.chunks, self._before, self._nonzero, self._start, strict=True
+        ):
+            now = chunk.gather(self._tensors)
+            wide = now.double()
+            weight2, nonfinite, update2, lost, distance2 = chunk.sums(
+                wide**2,
+                ~torch.isfinite(now),
+                (wide - before.double()) ** 2,
+                nonzero & same_bits(now, before),
+                (wide - start.double()) ** 2,
+            )
+            self._put(update, chunk.indices, [weight2.sqrt(), nonfinite, update2.sqrt(), lost, distance2.sqrt()])
+        self._before, self._nonzero = [], []
+        values = torch.cat([self._gradient, update, self._state(), self._sample.measure()])
+        has_grad = torch.tensor(self._has_grad, dtype=torch.float64, device=values.device)
+        return Pending(
+            table="tensors",
+            step=step,
+            keys={"param": list(self._names)},
+            columns=(*GRADIENT, *UPDATE, *STATE, *SAMPLED),
+            values=self._without_gradient(values, has_grad),
+            integers=COUNTS,
+            null_where=NULL_WHERE,
+        )
+
+    def _without_gradient(self, values: Tensor, has_grad: Tensor) -> Tensor:
+        """Mark the gradient's norms of tensors that have none."""
+        rows = torch.tensor([GRADIENT.index("grad_norm"), GRADIENT.index("grad_absmax")], device=values.device)
+        values[rows] = torch.where(has_grad.bool(), values[rows], ABSENT)
+        return values
+
+    def _state(self) -> Tensor:
+        """Norm of the first moment, range of the second; ABSENT where the optimizer keeps none."""
+        result = torch.full_like(self._empty(len(STATE)), ABSENT)
+        states = [self._optimizer.state.get(tensor, {}) for tensor in self._tensors]
+        first = _present(states, FIRST_MOMENTS)
+        if first:
+            norms = torch._foreach_norm(list(first.values()), 2, dtype=torch.float32)
+            self._put(result[:1], tuple(first), [torch.stack(list(norms)).double()])
+        second = _present(states, SECOND_MOMENTS)
+        if second:
+            ranges = [torch.stack(torch.aminmax(moment)).double() for moment in second.values()]
+            lowest, highest = torch.stack(ranges).unbind(1)
+            self._put(result[1:], tuple(second), [highest, lowest])
+        return result
+
+    def _empty(self, rows: int) -> Tensor:
+        return torch.empty((rows, len(self._tensors)), dtype=torch.float64, device=self._tensors[0].device)
+
+    @staticmethod
+    def _put(target: Tensor, indices: tuple[int, ...], rows: list[Tensor]) -> None:
+        columns = torch.tensor(indices, device=target.device)
+        target[:, columns] = torch.stack([row.to(target.device) for row in rows])
+
+
+def _present(states: list[Mapping[str, object]], keys: tuple[str, ...]) -> dict[int, Tensor]:
+    found: dict[int, Tensor] = {}
+    for index, state in enumerate(states):
+        for key in keys:
+            moment = state.get(key)
+            if isinstance(moment, Tensor) and moment.numel():
+                found[index] = moment
+                break
+    return found
+
+
+NULL_WHERE: dict[str, Callable[[dict[str, float]], bool]] = {
+    **absent("grad_norm", "grad_absmax", *STATE, *SAMPLED),
+    # It may be -1 by itself; and where nothing was asked for, 0 / 0 is no measurement.
+    "delivered": lambda row: row["applied_norm"] == ABSENT or row["intended_norm"] == 0,
+}

@@ -1,0 +1,1 @@
+"""Proof: runs cases with the real trainer, injects faults, and judges whether a remedy cures."""

@@ -1,0 +1,142 @@
+"""What a page shows of the measurements: each card's plots and worst places, the overview, the contact sheets.
+
+Looks series up by the names that findings give. Must not know HTML or plotly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainscope.report.figures import Figure, curve, heat_map
+from trainscope.report.images import Image, embed
+from trainscope.report.story import Card, Json
+from trainscope.report.wording import number, one_line
+
+OVERVIEW = (
+    ("evals.loss", "held-out loss"),
+    ("steps.loss", "training loss"),
+    ("groups.effective_lr", "effective lr", "effective learning rate"),
+    ("groups.d",),
+    ("tensors.delivered", "delivered"),
+    ("ema.lag_norm", "ema lag"),
+)
+"""Series of the overview, in order: names or titles, of which the first that a report has is taken."""
+
+SHOWN_PLACES = 8
+MOST_PLACES = 60
+
+
+@dataclass(frozen=True)
+class Places:
+    """The worst places of a finding; `kind` is what they all are, `more` counts those that only report.json names."""
+
+    finding: Json
+    kind: str
+    shown: list[Json]
+    folded: list[Json]
+    more: int
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A contact sheet: a prompt's images, `rows` by weights, each with an image or None for every step."""
+
+    prompt: str
+    seed: Any
+    steps: list[int]
+    rows: list[tuple[str, list[tuple[Json, Image] | None]]]
+
+
+class Plots:
+    """Makes the page's figures, numbers them and keeps them for the script."""
+
+    def __init__(self, report: Json) -> None:
+        self._series = {series["name"]: series for series in report["series"]}
+        self._maps = report["map"]
+        self.made: list[Figure] = []
+
+    def of_card(self, card: Card) -> list[Figure]:
+        """Draw each series that the card's findings name once, with all their thresholds and places."""
+        plots: dict[str, tuple[str, dict[float, list[str]], dict[int, list[str]]]] = {}
+        for finding in card.findings:
+            for plot in finding["plots"]:
+                if plot["series"] not in self._series:
+                    continue
+                _, limits, places = plots.setdefault(plot["series"], (plot["title"], {}, {}))
+                limit = number(plot["threshold"])
+                if limit is not None:
+                    limits.setdefault(limit, []).append(finding["code"])
+                if finding["first_step"] is not None:
+                    places.setdefault(finding["first_step"], []).append(finding["code"])
+        return [
+            self._curve(
+                name,
+                title=title,
+                thresholds=[(value, ", ".join(_unique(codes))) for value, codes in limits.items()],
+                places=[(step, ", ".join(_unique(codes))) for step, codes in sorted(places.items())],
+            )
+            for name, (title, limits, places) in plots.items()
+        ]
+
+    def overview(self) -> tuple[list[Figure], list[Figure]]:
+        """Draw the curves that every reader wants, and all the others."""
+        chosen = [name for wanted in OVERVIEW if (name := self._find(wanted)) is not None]
+        rest = [name for name in self._series if name not in chosen]
+        return [self._curve(name) for name in chosen], [self._curve(name) for name in rest]
+
+    def maps(self) -> list[Figure]:
+        return [self._keep(heat_map(measure, self._next())) for measure in self._maps if measure["modules"]]
+
+    def _find(self, wanted: Sequence[str]) -> str | None:
+        for name, series in self._series.items():
+            if name in wanted or one_line(series["title"]).lower() in wanted:
+                return str(name)
+        return None
+
+    def _curve(self, name: str, **extra: Any) -> Figure:
+        return self._keep(curve(self._series[name], self._next(), **extra))
+
+    def _next(self) -> str:
+        return f"figure-{len(self.made) + 1}"
+
+    def _keep(self, figure: Figure) -> Figure:
+        self.made.append(figure)
+        return figure
+
+
+def worst_places(card: Card) -> list[Places]:
+    """List the places of the card's findings that have several."""
+    found = []
+    for finding in card.findings:
+        places = finding["where"]
+        if len(places) < 2:
+            continue
+        kinds = {place["kind"] for place in places}
+        shown, folded = places[:SHOWN_PLACES], places[SHOWN_PLACES:MOST_PLACES]
+        found.append(
+            Places(finding, kinds.pop() if len(kinds) == 1 else "", shown, folded, max(0, len(places) - MOST_PLACES))
+        )
+    return found
+
+
+def contact_sheets(samples: Sequence[Json], run_dir: Path, budget: int) -> list[Sheet]:
+    """Group the images by prompt and seed: raw weights beside EMA, over steps; `budget` bytes of files."""
+    images = embed(samples, run_dir, budget)
+    groups: dict[tuple[str, Any], list[tuple[Json, Image]]] = {}
+    for sample, image in zip(samples, images, strict=True):
+        groups.setdefault((sample["prompt"], sample["seed"]), []).append((sample, image))
+    return [_sheet(prompt, seed, members) for (prompt, seed), members in groups.items()]
+
+
+def _sheet(prompt: str, seed: Any, members: list[tuple[Json, Image]]) -> Sheet:
+    steps = sorted({sample["step"] for sample, _ in members})
+    kinds = sorted({sample["weights"] for sample, _ in members}, key=lambda kind: (kind != "raw", kind))
+    cells = {(sample["weights"], sample["step"]): (sample, image) for sample, image in members}
+    return Sheet(prompt, seed, steps, [(kind, [cells.get((kind, step)) for step in steps]) for kind in kinds])
+
+
+def _unique(codes: list[str]) -> list[str]:
+    return list(dict.fromkeys(codes))

@@ -1,0 +1,176 @@
+"""Curves and heat maps as plain specifications for the page's script, and as one sentence each for readers without it.
+
+Makes figures from report.json's `series` and `map`, thinned so that a page stays small. Must not know plotly or HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainscope.report.wording import brief, clean, counted, number, one_line, steps
+
+MAX_POINTS = 800
+MAX_LINES = 12
+MAX_COLUMNS = 200
+MAX_MODULES = 240
+
+
+@dataclass
+class Figure:
+    """A figure: `spec` is what the script draws, `caption` says the same in words."""
+
+    id: str
+    title: str
+    caption: str
+    spec: dict[str, Any] = field(default_factory=dict)
+
+
+def curve(
+    series: dict[str, Any],
+    identity: str,
+    *,
+    title: str = "",
+    thresholds: Iterable[tuple[float, str]] = (),
+    places: Iterable[tuple[int, str]] = (),
+) -> Figure:
+    """Make a figure of a series; thresholds are (value, label) and places (step, label)."""
+    named = list(series["lines"].items())
+    lines = [_line(str(name), columns) for name, columns in named[:MAX_LINES]]
+    positive = any(y is not None and y > 0 for line in lines for y in line["y"])
+    log = bool(series["log_scale"]) and positive
+    for line in lines:
+        line["zero"] = [x for x, y in zip(line["x"], line["y"], strict=True) if y is not None and y <= 0] if log else []
+    words = one_line(title or series["title"] or series["name"])
+    limits: list[dict[str, Any]] = [
+        {"value": value, "label": f"threshold {brief(value)} · {one_line(label)}"} for value, label in thresholds
+    ]
+    # where it begins with the curve, a line at its left edge says nothing
+    begins = min((line["x"][0] for line in lines if line["x"]), default=0)
+    marks = [
+        {"step": step, "label": f"step {brief(step)} · {one_line(label)}"} for step, label in places if step > begins
+    ]
+    spec = {
+        "id": identity,
+        "kind": "curve",
+        "title": words,
+        "unit": one_line(series["unit"]),
+        "log": log,
+        "lines": lines,
+        "thresholds": limits,
+        "places": marks,
+    }
+    return Figure(identity, words, _curve_in_words(lines, len(named), [value["value"] for value in limits]), spec)
+
+
+def heat_map(measure: dict[str, Any], identity: str) -> Figure:
+    """Make a figure of a measure over modules and steps; None stays a gap."""
+    rows = _thin(list(range(len(measure["modules"]))), MAX_MODULES)
+    columns = _thin(list(range(len(measure["steps"]))), MAX_COLUMNS)
+    values = measure["values"]
+    cells = [[_cell(values, row, column) for column in columns] for row in rows]
+    words = one_line(measure["title"] or measure["name"])
+    spec = {
+        "id": identity,
+        "kind": "map",
+        "title": words,
+        "unit": one_line(measure["unit"]),
+        "modules": [clean(str(measure["modules"][row])) for row in rows],
+        "steps": [measure["steps"][column] for column in columns],
+        "values": cells,
+    }
+    return Figure(identity, words, _map_in_words(measure, len(rows), len(columns)), spec)
+
+
+def _line(name: str, columns: dict[str, list[Any]]) -> dict[str, Any]:
+    columns_zipped = zip(columns.get("step", []), columns.get("value", []), strict=False)
+    pairs = [(int(step), value) for step, value in columns_zipped if number(step) is not None]
+    points = [(step, number(value)) for step, value in pairs]
+    bad = [step for step, value in pairs if value is not None and number(value) is None]
+    kept = _thin_curve(points)
+    return {
+        "name": one_line(name),
+        "x": [x for x, _ in kept],
+        "y": [_digits(y, 6) for _, y in kept],
+        "bad": _thin(bad, 200),
+    }
+
+
+def _thin_curve(points: list[tuple[int, float | None]]) -> list[tuple[int, float | None]]:
+    """Keep each bucket's lowest and highest point, so that spikes survive."""
+    if len(points) <= MAX_POINTS:
+        return points
+    kept: list[tuple[int, float | None]] = [points[0]]
+    buckets = (MAX_POINTS - 2) // 2
+    for bucket in range(buckets):
+        part = points[bucket * len(points) // buckets : (bucket + 1) * len(points) // buckets]
+        finite = [point for point in part if point[1] is not None]
+        if not finite:
+            kept.append(part[0])
+            continue
+        low = min(finite, key=lambda point: point[1] or 0.0)
+        high = max(finite, key=lambda point: point[1] or 0.0)
+        kept += sorted({low, high}, key=lambda point: point[0])
+    return [*kept, points[-1]]
+
+
+def _thin(items: list[Any], most: int) -> list[Any]:
+    if len(items) <= most:
+        return items
+    return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
+
+
+def _cell(values: list[list[Any]], row: int, column: int) -> float | None:
+    try:
+        return _digits(number(values[row][column]), 4)
+    except IndexError:
+        return None
+
+
+def _digits(value: float | None, digits: int) -> float | None:
+    return None if value is None else float(f"{value:.{digits}g}")
+
+
+def _curve_in_words(lines: list[dict[str, Any]], count: int, thresholds: list[float]) -> str:
+    """Say what the curves show: `Steps 1–150: raw 1.12 → 0.19, ema 1.12 → 0.21. Threshold 0.5.`"""
+    seen = [step for line in lines for step in (line["x"][:1] + line["x"][-1:])]
+    parts = [_line_in_words(line, alone=len(lines) == 1) for line in lines[:4]]
+    if count > 4:
+        parts.append(counted(count - 4, "more line") + (f", {MAX_LINES} drawn" if count > MAX_LINES else ""))
+    text = "; ".join(parts) if any("," in part for part in parts) else ", ".join(parts)
+    if not seen:
+        text = "Nothing recorded"
+    else:
+        whole = steps(min(seen), max(seen))
+        text = f"{whole[:1].upper()}{whole[1:]}: {text}"
+    limits = f" Threshold {', '.join(brief(value) for value in thresholds)}." if thresholds else ""
+    return f"{text}.{limits}"
+
+
+def _line_in_words(line: dict[str, Any], *, alone: bool) -> str:
+    values = [y for y in line["y"] if y is not None]
+    name = "" if alone else f"{line['name']} "
+    bad = f", {counted(len(line['bad']), 'non-finite value')}" if line["bad"] else ""
+    if not values:
+        return f"{name}no finite values{bad}"
+    first, last, low, high = (brief(value) for value in (values[0], values[-1], min(values), max(values)))
+    spread = f" (between {low} and {high})" if {low, high} - {first, last} else ""
+    return f"{name}{first if len(values) == 1 else f'{first} → {last}'}{spread}{bad}"
+
+
+def _map_in_words(measure: dict[str, Any], rows: int, columns: int) -> str:
+    modules, instants = len(measure["modules"]), len(measure["steps"])
+    finite = [number(value) for row in measure["values"] for value in row]
+    known = [value for value in finite if value is not None]
+    text = f"{counted(modules, 'module')} × {counted(instants, 'step')}"
+    if known:
+        text += f", from {brief(min(known))} to {brief(max(known))} {one_line(measure['unit'])}".removesuffix(
+            " share"
+        ).rstrip()
+    text += "."
+    if rows < modules or columns < instants:
+        text += f" Drawn: {rows} × {columns} of them."
+    if len(known) < len(finite):
+        text += " Gaps were not recorded."
+    return text

@@ -1,0 +1,106 @@
+"""Reads a run directory: every flushed row of every table, while it is written or after.
+
+Knows nothing of rules or reports; never imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from trainscope.errors import RunError
+from trainscope.runlog.rundir import RunDir
+from trainscope.runlog.tables import TABLES
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was found readable. `info` is its run.json, `status` the status in effect."""
+
+    directory: RunDir
+    info: dict[str, Any]
+    status: str
+
+    @cached_property
+    def datasets(self) -> dict[str, ds.Dataset]:
+        """Every table with all its raw rows; one that was never written is empty."""
+        return {name: _open_table(self.directory, name) for name in TABLES}
+
+    @property
+    def segment_starts(self) -> list[int]:
+        """The step after which each segment began."""
+        return [int(segment["start_step"]) for segment in self.info["segments"]]
+
+    @cached_property
+    def config_text(self) -> str:
+        """cfg.toml of the last segment as it was given."""
+        return self._segment_file("config.toml")
+
+    @cached_property
+    def config_path(self) -> Path | None:
+        """Where that cfg.toml lay; relative paths in it are relative to its folder."""
+        path = json.loads(self._segment_file("config.resolved.json")).get("path")
+        return Path(path) if path else None
+
+    def config_rows(self) -> list[dict[str, Any]]:
+        """Key, value and origin of every key of the last segment, with their JSON types."""
+        rows: list[dict[str, Any]] = json.loads(self._segment_file("config.resolved.json"))["keys"]
+        return rows
+
+    def last_step(self) -> int:
+        """The last step of the log; 0 if it has none."""
+        column = self.datasets["steps"].to_table(columns=["step"])["step"]
+        return int(pc.max(column).as_py() or 0) if len(column) else 0
+
+    def _segment_file(self, name: str) -> str:
+        segments = self.info["segments"]
+        if not segments:
+            raise RunError(f"{self.directory.path} has no segment: it ended before the training began")
+        file = self.directory.segment(segments[-1]["number"]) / name
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"{file} cannot be read: {error}") from error
+
+
+def read_run(path: Path | str) -> Run:
+    """Open a run directory. Raises `RunError` if it is none, is damaged, or has a newer format."""
+    directory = RunDir(Path(path))
+    info = directory.read()
+    return Run(directory=directory, info=info, status=directory.status())
+
+
+def _open_table(run: RunDir, name: str) -> ds.Dataset:
+    schema = TABLES[name].schema
+    files = sorted((run.log / name).glob("s*.parquet")) if (run.log / name).is_dir() else []
+    for file in files:
+        _check_file(file, schema)
+    if not files:
+        return ds.dataset(schema.empty_table())
+    return ds.dataset(files, schema=schema, format="parquet")
+
+
+def _check_file(file: Path, schema: pa.Schema) -> None:
+    """A renamed file was whole when it was written: one that does not read now was damaged since."""
+    try:
+        with pq.ParquetFile(file) as parquet:
+            found = parquet.schema_arrow
+            for batch in parquet.iter_batches():
+                del batch
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RunError(f"{file} is damaged: {_first_line(error)}", hint="restore the file, or move it away") from error
+    for field in found:
+        if field.name in schema.names and not field.type.equals(schema.field(field.name).type):
+            raise RunError(f"{file} is damaged: {field.name} is {field.type}, not {schema.field(field.name).type}")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

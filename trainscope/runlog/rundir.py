@@ -1,0 +1,182 @@
+"""A run's directory: making one, its run.json, its lock, and the paths inside it.
+
+    run.json                 format, id, status, segments
+    segments/<n>/            the configuration and environment of each segment
+    log/<table>/             Parquet files
+    checkpoints/ samples/    what the trainer leaves; report.html, report.json: what an audit leaves
+
+Knows nothing of what the tables mean.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainscope.errors import RunError
+
+RUN_FORMAT = 1
+STATUSES = ("running", "completed", "crashed", "interrupted")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, fsync, rename: after a crash the old file or the new one is there, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename durable: the directory entry is data of the folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of a run, and its run.json."""
+
+    path: Path
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    def segment(self, number: int) -> Path:
+        return self.path / "segments" / str(number)
+
+    def read(self) -> dict[str, Any]:
+        """run.json. Raises `RunError` if this is not a run, or one of a newer format."""
+        if not self.path.exists():
+            raise RunError(f"no such run: {self.path}", hint="`trainscope run cfg.toml` prints the run's directory last")
+        file = self.path / "run.json"
+        try:
+            info = json.loads(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(f"{self.path} is not a run directory: it has no run.json") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{file} cannot be read: {error}") from error
+        if not isinstance(info, dict) or not isinstance(info.get("format"), int):
+            raise RunError(f"{file} is not a run's description: it has no format number")
+        if info["format"] > RUN_FORMAT:
+            raise RunError(
+                f"{file} has format {info['format']}, and this trainscope reads up to {RUN_FORMAT}",
+                hint="pip install --upgrade trainscope",
+            )
+        if info.get("status") not in STATUSES or not isinstance(info.get("segments"), list):
+            raise RunError(f"{file} is damaged: status {info.get('status')!r}, segments {info.get('segments')!r}")
+        return info
+
+    def update(self, **changes: Any) -> None:
+        """Change keys of run.json."""
+        write_json(self.path / "run.json", {**self.read(), **changes})
+
+    def status(self) -> str:
+        """The status in effect: a run that says "running" while nobody holds its lock was killed."""
+        status: str = self.read()["status"]
+        if status == "running" and not self._is_locked():
+            return "crashed"
+        return status
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run: the operating system lets go when the process ends, however it ends."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{self.path} is in use by another process") from None
+            yield
+
+    def _is_locked(self) -> bool:
+        try:
+            file = (self.path / ".lock").open()
+        except OSError:
+            return False
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False).encode())
+
+
+def create_run(parent: Path, name: str, *, out: Path | None = None) -> RunDir:
+    """Make a new run directory: `out` exactly, else `parent/<name>-<time>`. Never touches an existing one."""
+    try:
+        if out is not None:
+            folder = _claim(out)
+        else:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = _first_free(parent, f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        for sub in ("segments", "log", "checkpoints", "samples"):
+            (folder / sub).mkdir()
+        (folder / ".lock").touch()
+        write_json(
+            folder / "run.json",
+            {
+                "format": RUN_FORMAT,
+                "id": uuid.uuid4().hex,
+                "name": name,
+                "parent": None,
+                "origin": "trainscope",
+                "status": "running",
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "segments": [],
+            },
+        )
+    except OSError as error:
+        raise RunError(f"cannot make a run directory: {error}", hint="name another with --out or run.dir") from error
+    return RunDir(folder)
+
+
+def _claim(folder: Path) -> Path:
+    """Take `folder` for a run: it must be new, or empty. Of two runs that find it empty, one makes the first entry."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise RunError(f"{folder} exists and is not empty", hint="runs are never overwritten; name another") from None
+    return folder
+
+
+def _first_free(parent: Path, name: str) -> Path:
+    for number in range(1, 10_000):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise RunError(f"{parent} already has ten thousand runs of this name and second")

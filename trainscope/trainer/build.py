@@ -1,0 +1,110 @@
+"""A configuration → a `Session`: the model, the data, the optimizer, all ready for the first step.
+
+Everything random is drawn from the seed, so the same configuration gives the same bits.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import torch
+
+from trainscope.config.load import ResolvedConfig
+from trainscope.config.model import PrecisionSection
+from trainscope.config.plan import plan_run
+from trainscope.errors import TrainingError
+from trainscope.trainer.data.dataset import load_data
+from trainscope.trainer.ema import DTYPES, build_ema
+from trainscope.trainer.models.load import Components, load_components
+from trainscope.trainer.models.lora import LoraPair, add_lora, trained_parameters
+from trainscope.trainer.optimizers import StochasticRounding, build_optimizer, build_scheduler
+from trainscope.trainer.session import Session
+
+
+def build_session(resolved: ResolvedConfig) -> Session:
+    """Build everything that `resolved` asks for."""
+    config = resolved.config
+    seed = config.run.seed if config.run.seed >= 0 else secrets.randbelow(2**31)
+    torch.manual_seed(seed)
+    device = choose_device(config.run.device)
+    compute_dtype = choose_compute_dtype(config.precision, device)
+
+    components = load_components(config.model.base, base_dir=resolved.base_dir)
+    components.text_encoder.to(dtype=DTYPES[config.precision.base])
+    for model in (components.vae, components.text_encoder, components.unet):
+        model.to(device)
+    data = load_data(resolved, components)
+    plan = plan_run(config, len(data.train))
+
+    pairs = make_trainable(resolved, components, seed)
+    params = trained_parameters(components.unet)
+    tensors = list(params.values())
+    optimizer = build_optimizer(config.optimizer, tensors)
+    rounding = StochasticRounding(tensors, seed=seed) if config.precision.stochastic_rounding else None
+    return Session(
+        resolved=resolved.derive(
+            {
+                "run.seed": seed,
+                "run.device": str(device),
+                "precision.compute": next(name for name, dtype in DTYPES.items() if dtype == compute_dtype),
+                **plan.keys(),
+            }
+        ),
+        plan=plan,
+        seed=seed,
+        device=device,
+        compute_dtype=compute_dtype,
+        components=components,
+        params=params,
+        pairs=pairs,
+        optimizer=optimizer,
+        scheduler=build_scheduler(config.scheduler, optimizer, steps=plan.steps, warmup_steps=plan.warmup_steps),
+        # fp16 weights have no room to scale in: torch refuses to unscale fp16 gradients, and OneTrainer does without.
+        scaler=torch.amp.GradScaler(
+            device.type, enabled=compute_dtype == torch.float16 and config.precision.weights == "fp32"
+        ),
+        rounding=rounding,
+        ema=build_ema(config.ema, tensors),
+        data=data,
+    )
+
+
+def make_trainable(resolved: ResolvedConfig, components: Components, seed: int) -> list[LoraPair]:
+    """Wake the weights that are trained, in the format that they are stored in; returns the LoRA pairs."""
+    config = resolved.config
+    unet, trained = components.unet, DTYPES[config.precision.weights]
+    if config.train.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.train()
+    if config.train.method == "finetune":
+        unet.to(dtype=trained).requires_grad_(True)
+        return []
+    unet.to(dtype=DTYPES[config.precision.base])
+    lora = config.lora
+    return add_lora(
+        unet, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, dtype=trained, seed=seed
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """`run.device`; auto takes a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f'run.device = "{name}" cannot be used: {reason}', hint='run.device = "auto"') from error
+    return device
+
+
+def choose_compute_dtype(section: PrecisionSection, device: torch.device) -> torch.dtype:
+    """`precision.compute`; auto is what the weights are stored in, or bf16 on a GPU that has it."""
+    if section.compute != "auto":
+        return DTYPES[section.compute]
+    low = next((name for name in (section.weights, section.base) if name != "fp32"), None)
+    if low:
+        return DTYPES[low]
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32

@@ -1,0 +1,41 @@
+"""At which steps the probes look: a fixed distance, or the densest that keeps to the budget.
+
+Knows nothing of what the probes measure.
+"""
+
+from __future__ import annotations
+
+import statistics
+from itertools import product
+
+from trainscope.config.model import ProbesSection
+
+CALIBRATION_STEPS = 5
+"""First steps that are all probed; the very first is slow for other reasons and is not timed."""
+LADDER = tuple(digit * 10**power for power, digit in product(range(6), (1, 2, 5)))
+
+
+class Cadence:
+    """`due` says whether to look at a step; `learn` is told what each step cost."""
+
+    def __init__(self, section: ProbesSection, *, last_step: int) -> None:
+        self._budget = section.budget
+        self._last_step = last_step
+        self._costs: list[tuple[float, float]] = []
+        self.every: int | None = None if section.every == "auto" else section.every
+        """Steps between looks; None while it is being found out."""
+
+    def due(self, step: int) -> bool:
+        """Whether to look at a step (from 1). The last step always is."""
+        return self.every is None or step % self.every == 0 or step == self._last_step
+
+    def learn(self, *, step_seconds: float, probe_seconds: float) -> bool:
+        """Take a step's cost without probes, and that of its probes; True when that settled the cadence."""
+        if self.every is not None:
+            return False
+        self._costs.append((step_seconds, probe_seconds))
+        if len(self._costs) < CALIBRATION_STEPS:
+            return False
+        step, probe = (statistics.median(column) for column in zip(*self._costs[1:], strict=True))
+        self.every = next((n for n in LADDER if probe / n <= self._budget * step), LADDER[-1])
+        return True

@@ -1,0 +1,41 @@
+"""What may look at, or interfere with, a training from outside the loop: progress display, fault injection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from trainscope.trainer.session import Session
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The newest values that have reached the host; they may be some steps old."""
+
+    step: int
+    steps: int
+    loss: float
+    effective_lr: float
+    seconds_per_step: float
+
+
+class Callback:
+    """Called by the loop. Every method does nothing unless overridden."""
+
+    def on_start(self, session: Session) -> None:
+        """Everything is built; nothing has been measured or stepped."""
+
+    def before_backward(self, session: Session) -> None:
+        """The step's batches are about to be used."""
+
+    def before_optimizer(self, session: Session) -> None:
+        """Gradients are complete, neither unscaled nor clipped."""
+
+    def after_step(self, session: Session) -> None:
+        """Optimizer, scheduler and EMA have stepped."""
+
+    def on_progress(self, progress: Progress) -> None:
+        """New values have reached the host."""
+
+    def on_event(self, kind: str, detail: dict[str, Any]) -> None:
+        """Something went to the `events` table."""

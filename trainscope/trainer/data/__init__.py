@@ -1,0 +1,1 @@
+"""Training data: finding, checking and splitting samples, their order, masks, and what the encoders make of them."""

@@ -1,0 +1,51 @@
+"""The loss of denoising diffusion training, and the draws that it is taken at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainscope.trainer.noise import generator
+from trainscope.trainer.session import Batch, Session
+
+
+def draw_noise(session: Session, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+    """Noise like the latents, and timesteps [b]; each sample's depend on (seed, step, sample) only."""
+    total = session.components.noise_scheduler.config.num_train_timesteps
+    generators = [generator(session.seed, "noise", step, sample) for sample in batch.samples]
+    noise = torch.stack([torch.randn(batch.latents.shape[1:], generator=g) for g in generators])
+    timesteps = torch.tensor([int(torch.randint(0, total, (1,), generator=g)) for g in generators])
+    return noise.to(session.device), timesteps.to(session.device)
+
+
+def denoising_loss(session: Session, batch: Batch, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Mean squared error of the prediction for each sample, float32 [b] (arXiv 2006.11239; v-prediction: 2202.00512)."""
+    scheduler = session.components.noise_scheduler
+    noisy = scheduler.add_noise(batch.latents, noise, timesteps)
+    inputs = noisy if batch.condition is None else torch.cat([noisy, batch.condition], dim=1)
+    with session.autocast():
+        prediction = session.unet(inputs, timesteps, batch.text, return_dict=False)[0]
+    return (prediction.float() - _target(session, batch, noise, timesteps)).square().mean(dim=(1, 2, 3))
+
+
+def _target(session: Session, batch: Batch, noise: Tensor, timesteps: Tensor) -> Tensor:
+    scheduler = session.components.noise_scheduler
+    if scheduler.config.prediction_type == "v_prediction":
+        velocity: Tensor = scheduler.get_velocity(batch.latents, noise, timesteps)
+        return velocity
+    return noise
+
+
+def load_batch(session: Session, samples: Sequence[int], step: int) -> Batch:
+    """The cached latents and text of some samples; an inpainting model's masks are drawn for (seed, step, sample)."""
+    data = session.data
+    return Batch(
+        samples=list(samples),
+        latents=data.latents[list(samples)].to(session.device),
+        text=data.text[list(samples)].to(session.device),
+        condition=data.inpainting_condition(session.components, samples, seed=session.seed, step=step)
+        if session.components.inpainting
+        else None,
+    )

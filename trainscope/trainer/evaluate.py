@@ -1,0 +1,60 @@
+"""The held-out loss: the same images, noise and timesteps at every evaluation of every run.
+
+Diffusion loss is noise; only with its draws fixed does it tell what was learned. Knows nothing of the run's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from trainscope.trainer.diffusion import denoising_loss, load_batch
+from trainscope.trainer.noise import generator
+from trainscope.trainer.session import Session
+
+EVAL_SEED = 0
+"""Not the run's: runs with different seeds are measured alike."""
+BATCH = 16
+
+
+@torch.no_grad()
+def evaluate(session: Session) -> float:
+    """Mean squared error over `eval.samples` fixed draws, with the weights as they are now. Draws no random number."""
+    draws = session.config.eval.samples
+    losses = []
+    with _no_dropout(session.unet):
+        for start in range(0, draws, BATCH):
+            losses.append(_losses(session, range(start, min(start + BATCH, draws)), draws))
+    return float(torch.cat(losses).double().mean())
+
+
+def _losses(session: Session, numbers: range, draws: int) -> Tensor:
+    held_out = session.data.evaluation
+    samples = [held_out[number % len(held_out)] for number in numbers]
+    batch = load_batch(session, samples, step=0)
+    generators = [generator(EVAL_SEED, "eval", number) for number in numbers]
+    noise = torch.stack([torch.randn(batch.latents.shape[1:], generator=g) for g in generators])
+    total = session.components.noise_scheduler.config.num_train_timesteps
+    # Evenly spread over the timesteps, in an order that does not follow that of the samples.
+    timesteps = torch.tensor([int((_spread(number, draws) + 0.5) / draws * total) for number in numbers])
+    return denoising_loss(session, batch, noise.to(session.device), timesteps.to(session.device))
+
+
+def _spread(number: int, draws: int) -> int:
+    order = torch.randperm(draws, generator=generator(EVAL_SEED, "eval timesteps"))
+    return int(order[number])
+
+
+@contextmanager
+def _no_dropout(model: torch.nn.Module) -> Iterator[None]:
+    """eval() for a while. `train(True)` afterwards would also wake modules that were asleep, so each is restored."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,133 @@
+"""One optimizer step, top to bottom.
+
+Knows nothing of files: what it sees goes to the recorder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import psutil
+import torch
+from torch import Tensor
+
+from trainscope.trainer.callbacks import Callback
+from trainscope.trainer.diffusion import denoising_loss, draw_noise, load_batch
+from trainscope.trainer.recorder import Recorder
+from trainscope.trainer.session import Session
+
+
+class Stopwatch:
+    """Seconds by part of the step."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0)
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - started
+
+    def columns(self) -> dict[str, float]:
+        """The timing columns of `steps`."""
+        parts = {f"{part}_seconds": seconds for part, seconds in self.seconds.items()}
+        return {"seconds": time.perf_counter() - self._started, **parts}
+
+
+def optimizer_step(
+    session: Session, micro_batches: Sequence[Sequence[int]], recorder: Recorder, callbacks: Sequence[Callback]
+) -> None:
+    """Accumulate the gradients of the micro-batches (lists of samples), then step optimizer, schedule and average."""
+    watch = Stopwatch()
+    samples = sum(len(batch) for batch in micro_batches)
+    for callback in callbacks:
+        callback.before_backward(session)
+    leftover = _grad_norm(session.tensors)
+    loss = torch.zeros((), device=session.device)
+    for micro_batch in micro_batches:
+        with watch("data"):
+            batch = load_batch(session, micro_batch, session.micro_step)
+            noise, timesteps = draw_noise(session, batch, session.micro_step)
+        with watch("forward"):
+            # Divided by the step's samples, not by its micro-batches: a short last batch weighs no more than its share.
+            micro_loss = denoising_loss(session, batch, noise, timesteps).sum() / samples
+        with watch("backward"):
+            session.scaler.scale(micro_loss).backward()
+        loss += micro_loss.detach()
+        session.micro_step += 1
+        for sample in micro_batch:
+            recorder.add_row("order", step=session.step + 1, sample=sample)
+
+    for callback in callbacks:
+        callback.before_optimizer(session)
+    with watch("optimizer"):
+        grad_norm, clip_coef = _unscale_and_clip(session)
+        recorder.before_step()
+        loss_scale = session.scaler.get_scale() if session.scaler.is_enabled() else 1.0
+        skipped = _step(session)
+        recorder.after_step()
+        session.optimizer.zero_grad(set_to_none=True)
+        if not skipped:
+            session.optimizer_steps += 1
+            session.scheduler.step()
+            if session.ema is not None and (session.step + 1) % session.config.ema.every == 0:
+                with recorder.around_ema():
+                    session.ema.step(session.tensors)
+    session.step += 1
+
+    values = {"loss": loss, "grad_norm": grad_norm, "grad_norm_before_backward": leftover}
+    if clip_coef is not None:
+        values["clip_coef"] = clip_coef
+    recorder.step_done(
+        values,
+        {
+            "samples": samples,
+            "micro_steps": len(micro_batches),
+            "optimizer_steps": session.optimizer_steps,
+            "skipped": skipped,
+            "loss_scale": loss_scale,
+            "memory_bytes": torch.cuda.max_memory_allocated() if session.device.type == "cuda" else None,
+            "rss_bytes": psutil.Process().memory_info().rss,
+            **watch.columns(),
+        },
+    )
+    for callback in callbacks:
+        callback.after_step(session)
+
+
+def _step(session: Session) -> bool:
+    """Step the optimizer; True if the GradScaler skipped it because of non-finite gradients."""
+    with session.rounding.float32_weights() if session.rounding else contextlib.nullcontext():
+        if not session.scaler.is_enabled():
+            session.optimizer.step()
+            return False
+        before = session.scaler.get_scale()
+        session.scaler.step(session.optimizer)
+        session.scaler.update()
+        return session.scaler.get_scale() < before
+
+
+def _unscale_and_clip(session: Session) -> tuple[Tensor, Tensor | None]:
+    """The gradient norm before clipping, and what clipping multiplies by (None with clipping off)."""
+    if session.scaler.is_enabled():
+        session.scaler.unscale_(session.optimizer)
+    limit = session.config.train.max_grad_norm
+    norm = _grad_norm(session.tensors)
+    if limit == 0:
+        return norm, None
+    coefficient = (limit / (norm + 1e-6)).clamp(max=1.0)
+    torch.nn.utils.clip_grads_with_norm_(session.tensors, limit, norm)
+    return norm, coefficient
+
+
+def _grad_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """‖g‖₂ in float32 over all tensors that have a gradient."""
+    grads = [tensor.grad for tensor in tensors if tensor.grad is not None]
+    if not grads:
+        return torch.zeros((), device=tensors[0].device)
+    return torch.nn.utils.get_total_norm([grad.float() for grad in grads])

@@ -1,0 +1,1 @@
+"""Models of the trainer: building the tiny ones, loading, adapting with LoRA, saving."""

@@ -1,0 +1,186 @@
+"""Between the training and the run log: calls the probes at the right moments and hands their records to the writer.
+
+A probe that fails is reported once and switched off; training goes on. Decides nothing about the training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from trainscope.probes.adapters import AdaptersProbe
+from trainscope.probes.ema import EmaProbe
+from trainscope.probes.groups import GroupsProbe
+from trainscope.probes.params import measure_params
+from trainscope.probes.pending import Pending, collect
+from trainscope.probes.tensors import TensorsProbe
+from trainscope.runlog.tables import TABLES
+from trainscope.runlog.writer import RunWriter
+from trainscope.trainer.cadence import Cadence
+from trainscope.trainer.callbacks import Callback, Progress
+from trainscope.trainer.session import Session
+
+Probe = TypeVar("Probe")
+
+DRAIN_STEPS = 10
+"""Steps whose values stay on the device before they are brought over at once."""
+
+
+class Recorder:
+    """The probes of one training."""
+
+    def __init__(self, session: Session, writer: RunWriter, callbacks: Sequence[Callback] = ()) -> None:
+        self._session = session
+        self._writer = writer
+        self._callbacks = callbacks
+        self._pending: list[Pending] = []
+        self._probe_seconds = 0.0
+        self._failed: set[str] = set()
+        self._saw_nonfinite = False
+        self._cadence = Cadence(session.config.probes, last_step=session.plan.steps)
+        self._tensors = self._make("tensors", lambda: TensorsProbe(session.params, session.optimizer))
+        self._ema = self._make("ema", lambda: EmaProbe(session.params)) if session.ema else None
+        self._adapters = self._make("adapters", lambda: AdaptersProbe(session.pairs)) if session.pairs else None
+        self._groups = GroupsProbe(session.optimizer, session.scheduler)
+
+    def start(self) -> None:
+        """Record what is known before the first step."""
+        session = self._session
+        with self._guarded("params"):
+            self._writer.add(measure_params(session.params, session.unet, session.optimizer, component="unet"))
+        if self._tensors:
+            for column, reason in self._tensors.reasons.items():
+                self._absent("tensors", column, reason)
+        if session.device.type == "cpu":
+            self._absent("steps", "memory_bytes", "the run's device is the CPU")
+        self._writer.flush()
+
+    def before_step(self) -> None:
+        """Right before the optimizer's step, gradients unscaled and clipped."""
+        with self._guarded("groups"):
+            self._groups.before_step()
+        if self._tensors and self._due("tensors", self._session.step + 1):
+            with self._guarded("tensors"):
+                self._tensors.before_step()
+
+    def after_step(self) -> None:
+        """Right after the optimizer's step."""
+        if self._tensors and self._due("tensors", self._session.step + 1):
+            with self._guarded("tensors"):
+                self._pending.append(self._tensors.after_step(self._session.step + 1))
+
+    @contextmanager
+    def around_ema(self) -> Iterator[None]:
+        """Around an update of the average."""
+        session, probe = self._session, self._ema
+        step = session.step + 1
+        if session.ema is None or probe is None or not self._due("ema", step):
+            yield
+            return
+        with self._guarded("ema"):
+            probe.before_update(session.ema.shadow_params)
+        yield
+        if "ema" not in self._failed:
+            with self._guarded("ema"):
+                decay = float(session.ema.cur_decay_value)
+                self._pending.append(probe.after_update(step, session.ema.shadow_params, decay))
+
+    def step_done(self, values: dict[str, Tensor], known: dict[str, Any]) -> None:
+        """Record a step that is over: `values` are scalars on the device, `known` is on the host already."""
+        session = self._session
+        if self._adapters and self._due("adapters", session.step):
+            with self._guarded("adapters"):
+                self._pending.append(self._adapters.measure(session.step))
+        with self._guarded("groups"):
+            self._writer.add(self._groups.after_step(session.step))
+        probe_seconds, self._probe_seconds = self._probe_seconds, 0.0
+        known = {**known, "time": time.time(), "probe_seconds": probe_seconds}
+        self._pending.append(
+            Pending(
+                table="steps",
+                step=session.step,
+                keys={name: [value] for name, value in known.items()},
+                columns=tuple(values),
+                values=torch.stack([value.detach().double() for value in values.values()]).unsqueeze(1),
+            )
+        )
+        if self._cadence.learn(step_seconds=known["seconds"] - probe_seconds, probe_seconds=probe_seconds):
+            self.event("probe_cadence", every=self._cadence.every)
+        if session.step % DRAIN_STEPS == 0:
+            self.drain()
+
+    def drain(self) -> None:
+        """Bring over what is still on the device, and let the writer write if it is time."""
+        started = time.perf_counter()
+        pending, self._pending = self._pending, []
+        for record in collect(pending):
+            self._writer.add(record)
+            if record.table == "steps":
+                self._tell(record.columns)
+        self._writer.flush_if_due()
+        self._probe_seconds += time.perf_counter() - started
+
+    def flush(self) -> None:
+        """Everything measured so far is on disk when this returns."""
+        self.drain()
+        self._writer.flush()
+
+    def add_row(self, table: str, **values: Any) -> None:
+        self._writer.add_row(table, **values)
+
+    def event(self, kind: str, **detail: Any) -> None:
+        """Something happened; the detail's keys are fixed for each kind."""
+        self._writer.add_row(
+            "events", step=self._session.step, time=time.time(), kind=kind, detail=json.dumps(detail, default=str)
+        )
+        for callback in self._callbacks:
+            callback.on_event(kind, detail)
+
+    def _tell(self, columns: dict[str, list[Any]]) -> None:
+        """Show a step's values; the first non-finite loss is an event."""
+        step, loss, seconds = columns["step"][0], columns["loss"][0], columns["seconds"][0]
+        if not math.isfinite(loss) and not self._saw_nonfinite:
+            self._saw_nonfinite = True
+            self.event("nonfinite", what="loss", first_step=step)
+        group = self._session.optimizer.param_groups[0]
+        effective_lr = float(group["lr"]) * float(group.get("d", 1.0))
+        for callback in self._callbacks:
+            callback.on_progress(Progress(step, self._session.plan.steps, loss, effective_lr, seconds))
+
+    def _make(self, table: str, make: Callable[[], Probe]) -> Probe | None:
+        if table not in self._session.config.probes.tables:
+            self._absent(table, None, "not among probes.tables")
+            return None
+        with self._guarded(table):
+            return make()
+        return None
+
+    def _due(self, table: str, step: int) -> bool:
+        return table not in self._failed and self._cadence.due(step)
+
+    @contextmanager
+    def _guarded(self, table: str) -> Iterator[None]:
+        """Time a probe; if it fails, say so in the log and on the console, and do without it from here on."""
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception as error:  # whatever a probe does wrong, the training is worth more
+            self._failed.add(table)
+            reason = f"the probe failed: {type(error).__name__}: {error}"
+            self._absent(table, None, reason)
+            self.event("probe_failed", table=table, reason=reason)
+        finally:
+            self._probe_seconds += time.perf_counter() - started
+
+    def _absent(self, table: str, column: str | None, reason: str) -> None:
+        """Say in `coverage` why a column, or a whole table, is not recorded."""
+        names = [column] if column else [c.name for c in TABLES[table].columns]
+        for name in names:
+            self._writer.add_row("coverage", table=table, column=name, reason=reason)
