@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from trainscope import __version__
@@ -25,6 +24,9 @@ from trainscope.cli.sql import sql
 from trainscope.errors import TrainscopeError
 
 INTERNAL_ERROR, INTERRUPTED, USAGE = 3, 130, 2
+
+# typer brings its own copy of click, or uses an installed one: either way this is the base of its usage errors.
+UsageProblem: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 app = typer.Typer(
     name="trainscope",
@@ -66,12 +68,10 @@ def main() -> None:
         sys.argv.remove("--debug")
     try:
         code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
+    except UsageProblem as error:
+        error.show()  # type: ignore[attr-defined]
         code = USAGE
-    except click.Abort:
-        code = INTERRUPTED
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         _complain("interrupted")
         code = INTERRUPTED
     except TrainscopeError as error:

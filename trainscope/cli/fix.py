@@ -23,8 +23,9 @@ def fix(
     """Write the configuration with the remedies applied."""
     from trainscope.cli.auditing import audit_run
     from trainscope.config.load import parse_config
-    from trainscope.engine.remedies import chosen_patches, corrected_config, diff
+    from trainscope.engine.remedies import chosen_patches
     from trainscope.runlog.reader import read_run
+    from trainscope.toml import apply_patch, patch_diff
 
     report = audit_run(run)
     chosen = chosen_patches(report)
@@ -32,9 +33,9 @@ def fix(
         typer.echo(f"{report.verdict}\nThere is nothing to change: no finding has a remedy.")
         return
     read = read_run(run)
-    before = corrected_config(read.config_text, [_given_on_the_command_line(read), _moved_paths(read, output)])
+    before = apply_patch(read.config_text, {**_given_on_the_command_line(read), **_moved_paths(read, output)})
     patch = {key: value for _, remedy in chosen for key, value in remedy.config_patch.items()}
-    after = corrected_config(before, [patch])
+    after = apply_patch(before, patch)
     parse_config(after, path=output)  # a remedy that makes an impossible configuration is never written
     try:
         with output.open("x", encoding="utf-8") as file:
@@ -45,7 +46,7 @@ def fix(
         raise ConfigError(f"cannot write {output}: {error}") from error
     for code, remedy in chosen:
         typer.echo(f"{code}: {remedy.title}")
-    typer.echo(diff(before, patch, output.name))
+    typer.echo(patch_diff(before, patch, name=output.name))
     typer.echo(f"{output} written. Next: trainscope run {output}")
 
 

@@ -19,6 +19,7 @@ def run(
 ) -> None:
     """Train as a configuration says, and audit the result. The last line is the run directory."""
     import os
+    import textwrap
 
     from trainscope.config.load import load_config
 
@@ -34,13 +35,13 @@ def run(
     console = Console(highlight=False)
     console.print("loading torch and the model …", style="dim")
     from trainscope.cli.progress import ProgressDisplay
+    from trainscope.trainer.checkpoint import weights_path
     from trainscope.trainer.models.save import usage_hint
     from trainscope.trainer.train import train
 
     with ProgressDisplay(console) as display:
         finished = train(resolved, out=out, callbacks=[display])
     method = resolved.config.train.method
-    weights = finished.checkpoint / "weights"
     console.print(f"{finished.status} at step {finished.step}", markup=False)
 
     code = 0
@@ -53,11 +54,14 @@ def run(
         show(report, finished.run.path)
         code = exit_code(report, fail_on)
     console.print()
-    console.print("The trained weights:", weights, markup=False, soft_wrap=True)
+    weights = weights_path(finished.checkpoint, method)
+    console.print(f"The trained weights: {weights}", markup=False, soft_wrap=True)
     if resolved.config.ema.enabled:
-        console.print("Their average (EMA):", finished.checkpoint / "weights-ema", markup=False, soft_wrap=True)
-    inpainting = "inpainting" in resolved.config.model.base
-    console.print(usage_hint(method, weights, inpainting), markup=False, soft_wrap=True)
+        average = weights_path(finished.checkpoint, method, "ema")
+        console.print(f"Their average (EMA): {average}", markup=False, soft_wrap=True)
+    console.print("To use them:", markup=False)
+    hint = usage_hint(method, weights, finished.inpainting, str(finished.model))
+    console.print(textwrap.indent(hint, "    "), markup=False, soft_wrap=True)
     typer.echo(str(finished.run.path))
     if finished.status == "interrupted":
         raise typer.Exit(130)

@@ -6,7 +6,6 @@ Nothing is said here of any key: it all comes from the models.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from pydantic_core import PydanticUndefined
 from trainscope.config.model import RunConfig
 from trainscope.config.optimizer import OPTIMIZERS
 from trainscope.config.section import Section
+from trainscope.toml import toml_value
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,3 @@ def _default(field: FieldInfo) -> str:
     if field.default is None:
         return "not set"
     return toml_value(field.default)
-
-
-def toml_value(value: Any) -> str:
-    """A value as TOML writes it."""
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return "inf" if value > 0 else "-inf"
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(toml_value(item) for item in value)}]"
-    return json.dumps(value, ensure_ascii=False)

@@ -44,6 +44,8 @@ _REFUSED_FUNCTIONS = {
     "which_secret",
     "write_log",
 }
+# These make one value of any size, and DuckDB's memory limit does not count the inside of a value.
+_UNBOUNDED_FUNCTIONS = {"array_resize", "bar", "generate_series", "list_resize", "lpad", "range", "repeat", "rpad"}
 _REFUSED_PREFIXES = ("duckdb_", "inet_", "parquet_", "pragma_", "read_", "sniff_")
 
 
@@ -72,7 +74,10 @@ def check_select(sql: str, tables: Collection[str] | None = None) -> Query:
     parameters = frozenset(statements[0].named_parameters)
     if any(not name.isidentifier() for name in parameters):
         raise RuleError("parameters have names here: write $name instead of ? or $1")
-    tree = json.loads(parser.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()[0])
+    try:
+        tree = json.loads(parser.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()[0])
+    except (RecursionError, duckdb.Error) as error:
+        raise RuleError(f"the query is nested too deeply: {one_line(error)}") from error
     if tree.get("error"):
         raise RuleError(_not_a_select(statements[0]))
     known = {name.lower() for name in (TABLES if tables is None else tables)}
@@ -103,24 +108,29 @@ def _check_tree(tree: Any, known: set[str]) -> Iterator[str]:
     """Walk the parsed query: refuse what is no query, yield the tables of the log that it reads."""
     nodes = list(_nodes(tree))
     defined = {str(entry["key"]).lower() for node in nodes for entry in (node.get("cte_map") or {}).get("map", ())}
+    table_functions = [node["function"] for node in nodes if node.get("type") == "TABLE_FUNCTION"]
     for node in nodes:
         kind = str(node.get("type", ""))
         if (kind.endswith("_NODE") and kind not in _QUERY_NODES) or "info_type" in node:
             raise RuleError(f"a rule only reads: {kind.removesuffix('_NODE').removesuffix('_QUERY')} is not allowed")
-        if kind == "TABLE_FUNCTION":
-            name = str(node["function"]["function_name"]).lower()
-            if name not in _TABLE_FUNCTIONS:
-                raise RuleError(
-                    f"table function {name}() is not allowed; allowed are {', '.join(sorted(_TABLE_FUNCTIONS))}"
-                )
-        elif "function_name" in node:
-            name = str(node["function_name"]).lower()
-            if name in _REFUSED_FUNCTIONS or name.startswith(_REFUSED_PREFIXES):
-                raise RuleError(f"function {name}() is not allowed in a rule")
+        if "function_name" in node:
+            _check_function(str(node["function_name"]).lower(), any(node is one for one in table_functions))
         elif kind == "BASE_TABLE":
             yield from _read_table(node, known, defined)
         elif kind == "SHOW_REF" and node.get("query") is None:
             raise RuleError("a rule only reads the run log: SHOW is not allowed")
+
+
+def _check_function(name: str, is_table: bool) -> None:
+    if is_table:
+        if name not in _TABLE_FUNCTIONS:
+            allowed = ", ".join(sorted(_TABLE_FUNCTIONS))
+            raise RuleError(f"table function {name}() is not allowed; allowed are {allowed}")
+    elif name in _UNBOUNDED_FUNCTIONS:
+        hint = f"; write FROM {name}(…)" if name in _TABLE_FUNCTIONS else ""
+        raise RuleError(f"function {name}() can make a value of any size, and is not allowed in a rule{hint}")
+    elif name in _REFUSED_FUNCTIONS or name.startswith(_REFUSED_PREFIXES):
+        raise RuleError(f"function {name}() is not allowed in a rule")
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:

@@ -156,8 +156,8 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(ends), pa.py_buffer(b"".join(pieces))])
     if kind == FLAG:
         return pa.Array.from_buffers(kind, len(values), [valid, _bits([bool(value) for value in values])])
-    numbers = np.array([0 if value is None else value for value in values], dtype=kind.to_pandas_dtype())
-    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(numbers)])
+    stored = np.array([0 if value is None else value for value in values], dtype=kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(stored)])
 
 
 def _bits(flags: Sequence[bool]) -> pa.Buffer:

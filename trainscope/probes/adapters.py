@@ -26,7 +26,7 @@ class Pair(Protocol):
     @property
     def b(self) -> Tensor: ...
     @property
-    def base(self) -> Tensor: ...
+    def base_weight(self) -> Tensor: ...
     @property
     def rank(self) -> int: ...
     @property
@@ -41,7 +41,7 @@ class AdaptersProbe:
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self._pairs = list(pairs)
         with torch.no_grad():
-            self._base = torch.stack([pair.base.double().norm() for pair in pairs])
+            self._base = torch.stack([pair.base_weight.double().norm() for pair in pairs])
 
     @torch.no_grad()
     def measure(self, step: int) -> Pending:

@@ -73,11 +73,13 @@ class StepSample:
                 intended**2, applied.double() ** 2, applied * intended, dominated, grad2, v_hat
             )
             count = torch.tensor(chunk.sizes, dtype=torch.float64, device=device)
+            # Energies of the whole tensor, so that those of tensors add up.
+            share = count / torch.tensor([self._tensors[i].numel() for i in chunk.indices], device=device)
             columns = torch.tensor(chunk.indices, device=device)
             result[:, columns] = torch.stack(
                 [
-                    intended2.sqrt(),
-                    applied2.sqrt(),
+                    (intended2 / share).sqrt(),
+                    (applied2 / share).sqrt(),
                     both / intended2,
                     eps_count / count,
                     torch.where(v_sum == 0, ABSENT, grad2_sum / v_sum),

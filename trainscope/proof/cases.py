@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainscope.config.load import parse_config
 from trainscope.engine.audit import audit
 from trainscope.engine.cases import Case
 from trainscope.engine.preflight import preflight_source
 from trainscope.engine.rule import Rule
 from trainscope.engine.runs import source_of
 from trainscope.engine.tables import TableSource, as_table
-from trainscope.proof.runs import BASE, RunSpec, config_text, make_run, shapes_folder
+from trainscope.proof.runs import RunSpec, make_run
 from trainscope.runlog.reader import read_run
 from trainscope.schema import Finding, Proof, Report
 
@@ -68,8 +67,7 @@ def _subject(case: Case) -> tuple[TableSource, str]:
 
 
 def _planned(changes: Mapping[str, Any]) -> TableSource:
-    text = config_text({**BASE, "data.dir": str(shapes_folder()), **changes})
-    return preflight_source(parse_config(text))
+    return preflight_source(RunSpec(changes).resolved())
 
 
 def _run(case: Case, changes: Mapping[str, Any]) -> Path:

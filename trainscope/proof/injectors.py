@@ -104,28 +104,14 @@ class _GradientsScaled(Callback):
                 param.grad.mul_(self._factor)
 
 
-class _StopsLearningAfter(Callback):
-    """A data loader that hands out the same batch of empty gradients: only the first steps count."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-
-    def before_optimizer(self, session: Session) -> None:
-        if session.step >= self._steps:
-            for param in session.tensors:
-                param.grad = None
-
-
-class _LoraScale(_AtStart):
+def _lora_scale_divided_by(factor: float) -> Callable[[Session], None]:
     """`set_scale` of an inference script left in the training code."""
 
-    def __init__(self, factor: float) -> None:
-        super().__init__(self._rescale)
-        self._factor = factor
-
-    def _rescale(self, session: Session) -> None:
+    def change(session: Session) -> None:
         for pair in session.pairs:
-            pair.set_scale(pair.scale * self._factor)
+            pair.layer.scaling = {name: scale / factor for name, scale in pair.layer.scaling.items()}
+
+    return change
 
 
 INJECTORS: dict[str, Callable[[], Callback]] = {
@@ -134,11 +120,13 @@ INJECTORS: dict[str, Callable[[], Callback]] = {
     "shadow-in-bf16": lambda: _AtStart(_shadow_in_bf16),
     "ema-decay-of-a-long-run": lambda: _AtStart(_decay_of(0.9999)),
     "lr-divided-by-100": lambda: _AtStart(_lr_divided_by(100)),
+    "lr-times-1000": lambda: _AtStart(_lr_divided_by(1e-3)),
     "lr-divided-by-10000": lambda: _AtStart(_lr_divided_by(10_000)),
     "d0-of-another-run": lambda: _AtStart(_d0_of(1e-12)),
     "nan-in-one-latent": lambda: _AtStart(_nan_latents),
     "warmup-never-ends": lambda: _AtStart(_scheduler_stuck_in_warmup),
     "half-of-the-model-detached": lambda: _AtStart(_detached_half),
+    "lora-scale-divided-by-1000": lambda: _AtStart(_lora_scale_divided_by(1000)),
     "gradients-times-1e-12": lambda: _GradientsScaled(1e-12),
 }
 

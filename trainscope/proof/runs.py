@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import trainscope
-from trainscope.config.describe import toml_value
 from trainscope.config.load import ResolvedConfig, parse_config
 from trainscope.proof.shapes import draw_shapes
+from trainscope.toml import toml_value
 
 PACKAGE = Path(trainscope.__file__).parent
 CODE = ("config", "runlog", "probes", "trainer", "proof/injectors.py", "proof/shapes.py", "schema.py")
@@ -58,7 +58,7 @@ class RunSpec:
 
     def config_text(self) -> str:
         """The cfg.toml of the run."""
-        return config_text({**BASE, "data.dir": str(shapes_folder()), **self.changes})
+        return config_text(changed_base(self.changes))
 
     def resolved(self) -> ResolvedConfig:
         return parse_config(self.config_text())
@@ -66,8 +66,16 @@ class RunSpec:
     @property
     def key(self) -> str:
         """Equal for equal runs."""
-        subject = [sorted({**BASE, **self.changes}.items()), list(self.inject), self.stop_at, code_digest()]
+        subject = [sorted(changed_base(self.changes).items()), list(self.inject), self.stop_at, code_digest()]
         return hashlib.sha256(json.dumps(subject, default=str).encode()).hexdigest()[:24]
+
+
+def changed_base(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`BASE` with changes; a length in epochs takes the place of one in steps."""
+    values = {**BASE, "data.dir": str(shapes_folder()), **changes}
+    if "train.epochs" in changes:
+        del values["train.steps"]
+    return values
 
 
 def config_text(values: Mapping[str, Any]) -> str:

@@ -62,7 +62,8 @@ class _Printer:
         rows.add_column(ratio=1)
         self._rows(rows, "seen", [self._finding(finding) for finding in card.symptoms])
         self._rows(rows, "how", [self._finding(finding) for finding in card.mechanisms])
-        self._rows(rows, "why", [self._cause(cause, first=index == 0) for index, cause in enumerate(card.causes[:3])])
+        why = "risk" if card.causes and card.causes[0].finding["kind"] == "risk" else "why"
+        self._rows(rows, why, [self._cause(cause, first=index == 0) for index, cause in enumerate(card.causes[:3])])
         if card.remedies:
             self._rows(rows, "do", [self._remedy(card.remedies[0], run_dir)])
             self._rows(rows, "or", [self._alternative(action) for action in card.remedies[1:3]])

@@ -15,15 +15,8 @@ from trainscope.report.images import Image, embed
 from trainscope.report.story import Card, Json
 from trainscope.report.wording import number, one_line
 
-OVERVIEW = (
-    ("evals.loss", "held-out loss"),
-    ("steps.loss", "training loss"),
-    ("groups.effective_lr", "effective lr", "effective learning rate"),
-    ("groups.d",),
-    ("tensors.delivered", "delivered"),
-    ("ema.lag_norm", "ema lag"),
-)
-"""Series of the overview, in order: names or titles, of which the first that a report has is taken."""
+OVERVIEW = ("eval_loss", "train_loss", "effective_lr", "d", "delivered", "relative_distance", "ema_lag", "ema_delivered")
+"""Series of the overview, in order."""
 
 SHOWN_PLACES = 8
 MOST_PLACES = 60
@@ -83,18 +76,12 @@ class Plots:
 
     def overview(self) -> tuple[list[Figure], list[Figure]]:
         """Draw the curves that every reader wants, and all the others."""
-        chosen = [name for wanted in OVERVIEW if (name := self._find(wanted)) is not None]
+        chosen = [name for name in OVERVIEW if name in self._series]
         rest = [name for name in self._series if name not in chosen]
         return [self._curve(name) for name in chosen], [self._curve(name) for name in rest]
 
     def maps(self) -> list[Figure]:
         return [self._keep(heat_map(measure, self._next())) for measure in self._maps if measure["modules"]]
-
-    def _find(self, wanted: Sequence[str]) -> str | None:
-        for name, series in self._series.items():
-            if name in wanted or one_line(series["title"]).lower() in wanted:
-                return str(name)
-        return None
 
     def _curve(self, name: str, **extra: Any) -> Figure:
         return self._keep(curve(self._series[name], self._next(), **extra))

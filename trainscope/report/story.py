@@ -105,8 +105,10 @@ def evidence(finding: Json, most: int = 8) -> list[tuple[str, str]]:
     """Name a finding's numbers, none of them twice, the threshold beside the value."""
     named = [(str(name).replace("_", " "), value) for name, value in finding["evidence"].items()]
     value, threshold = finding["value"], finding["threshold"]
-    if value is not None and all(other != value for _, other in named):
-        named.insert(0, ("value", value))
+    if value is not None:
+        named.sort(key=lambda pair: pair[1] != value)  # the value first, under the rule's own name for it
+        if not named or named[0][1] != value:
+            named.insert(0, ("value", value))
     numbers = [(one_line(name), brief(item)) for name, item in named[:most]]
     if threshold is not None:
         numbers.insert(1, ("threshold", brief(threshold)))

@@ -11,6 +11,8 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+from trainscope.toml import toml_value
+
 NONE = "–"
 
 _UNPRINTABLE = re.compile(
@@ -97,21 +99,6 @@ def counted(count: int, one: str, many: str = "") -> str:
 def assignment(key: str, value: Any) -> str:
     """Write one change of cfg.toml as `key = value`."""
     return one_line(f"{key} = {toml_value(value)}") if value is not None else one_line(f"{key} (removed)")
-
-
-def toml_value(value: Any) -> str:
-    """Write a JSON value in TOML's notation, on one line."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return "[" + ", ".join(toml_value(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, float):
-        return re.sub(r"e([+-]?)0+(?=\d)", r"e\1", repr(value))
-    return str(value)
 
 
 def proof_sentence(proof: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ class RunWriter:
         if len(buffer[table.columns[0].name]) >= self._flush_rows:
             self._write(record.table)
 
-    def add_row(self, table: str, **values: Any) -> None:
+    def add_row(self, table: str, /, **values: Any) -> None:
         """Buffer one row."""
         self.add(Record(table, {name: [value] for name, value in values.items()}))
 

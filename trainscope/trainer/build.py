@@ -6,6 +6,7 @@ Everything random is drawn from the seed, so the same configuration gives the sa
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 import torch
 
@@ -21,8 +22,8 @@ from trainscope.trainer.optimizers import StochasticRounding, build_optimizer, b
 from trainscope.trainer.session import Session
 
 
-def build_session(resolved: ResolvedConfig) -> Session:
-    """Build everything that `resolved` asks for."""
+def build_session(resolved: ResolvedConfig, *, warn: Callable[[str], None] = lambda message: None) -> Session:
+    """Build everything that `resolved` asks for; `warn` is told what the user should know of the data."""
     config = resolved.config
     seed = config.run.seed if config.run.seed >= 0 else secrets.randbelow(2**31)
     torch.manual_seed(seed)
@@ -33,7 +34,7 @@ def build_session(resolved: ResolvedConfig) -> Session:
     components.text_encoder.to(dtype=DTYPES[config.precision.base])
     for model in (components.vae, components.text_encoder, components.unet):
         model.to(device)
-    data = load_data(resolved, components)
+    data = load_data(resolved, components, warn=warn)
     plan = plan_run(config, len(data.train))
 
     pairs = make_trainable(resolved, components, seed)

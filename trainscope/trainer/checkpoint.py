@@ -25,6 +25,15 @@ from trainscope.trainer.models.save import save_lora, save_pipeline
 from trainscope.trainer.session import Session
 
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def weights_path(checkpoint: Path, method: str, which: str = "raw") -> Path:
+    """What diffusers loads of a checkpoint: a LoRA file, or a pipeline's folder."""
+    folder = checkpoint / ("weights" if which == "raw" else "weights-ema")
+    return folder / LORA_FILE if method == "lora" else folder
+
+
 def save_checkpoint(session: Session, run: RunDir) -> Path:
     """Save the session; returns the checkpoint's folder. One that is already there for this step is left as it is."""
     folder = run.checkpoints / f"step-{session.step:08d}"
@@ -54,7 +63,9 @@ def _save_weights(session: Session, folder: Path) -> None:
 
 def _save_state(session: Session, folder: Path) -> None:
     folder.mkdir()
-    save_file({name: param.detach().contiguous() for name, param in session.params.items()}, folder / "trained.safetensors")
+    save_file(
+        {name: param.detach().contiguous() for name, param in session.params.items()}, folder / "trained.safetensors"
+    )
     training: dict[str, Any] = {
         "step": session.step,
         "micro_step": session.micro_step,

@@ -7,23 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainscope.trainer.noise import generator
+from trainscope.trainer.noise import add_noise, noise_like
+from trainscope.trainer.noise import timesteps as draw_timesteps
 from trainscope.trainer.session import Batch, Session
 
 
-def draw_noise(session: Session, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-    """Noise like the latents, and timesteps [b]; each sample's depend on (seed, step, sample) only."""
+def draw_noise(session: Session, batch: Batch, position: int) -> tuple[Tensor, Tensor]:
+    """Noise like the latents, and timesteps [b]; each sample's depend on (seed, position, sample) only."""
     total = session.components.noise_scheduler.config.num_train_timesteps
-    generators = [generator(session.seed, "noise", step, sample) for sample in batch.samples]
-    noise = torch.stack([torch.randn(batch.latents.shape[1:], generator=g) for g in generators])
-    timesteps = torch.tensor([int(torch.randint(0, total, (1,), generator=g)) for g in generators])
-    return noise.to(session.device), timesteps.to(session.device)
+    stream = {"seed": session.seed, "step": position, "samples": batch.samples, "device": session.device}
+    return noise_like(batch.latents.shape[1:], **stream), draw_timesteps(high=total, **stream)
 
 
 def denoising_loss(session: Session, batch: Batch, noise: Tensor, timesteps: Tensor) -> Tensor:
     """Mean squared error of the prediction for each sample, float32 [b] (arXiv 2006.11239; v-prediction: 2202.00512)."""
     scheduler = session.components.noise_scheduler
-    noisy = scheduler.add_noise(batch.latents, noise, timesteps)
+    noisy = add_noise(scheduler, batch.latents, noise, timesteps)
     inputs = noisy if batch.condition is None else torch.cat([noisy, batch.condition], dim=1)
     with session.autocast():
         prediction = session.unet(inputs, timesteps, batch.text, return_dict=False)[0]
@@ -38,14 +37,16 @@ def _target(session: Session, batch: Batch, noise: Tensor, timesteps: Tensor) ->
     return noise
 
 
-def load_batch(session: Session, samples: Sequence[int], step: int) -> Batch:
-    """The cached latents and text of some samples; an inpainting model's masks are drawn for (seed, step, sample)."""
-    data = session.data
+def load_batch(session: Session, samples: Sequence[int], position: int) -> Batch:
+    """The cached latents and text of some samples; an inpainting model's masks are drawn for (seed, position, sample)."""
+    data, components = session.data, session.components
+    condition = None
+    if components.inpainting:
+        condition = data.inpainting_condition(components, samples, seed=session.seed, step=position)
+        condition = condition.to(session.device)
     return Batch(
         samples=list(samples),
         latents=data.latents[list(samples)].to(session.device),
-        text=data.text[list(samples)].to(session.device),
-        condition=data.inpainting_condition(session.components, samples, seed=session.seed, step=step)
-        if session.components.inpainting
-        else None,
+        text=data.captions.embeddings[list(samples)].to(session.device),
+        condition=condition,
     )

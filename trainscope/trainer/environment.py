@@ -11,7 +11,17 @@ import torch
 
 import trainscope
 
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "prodigyopt", "safetensors", "numpy", "pyarrow")
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "prodigyopt",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+)
 
 
 def environment(device: torch.device) -> dict[str, str]:

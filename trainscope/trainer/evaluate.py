@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainscope.trainer.diffusion import denoising_loss, load_batch
-from trainscope.trainer.noise import generator
+from trainscope.trainer.noise import generator, noise_like, spread_timesteps
 from trainscope.trainer.session import Session
 
 EVAL_SEED = 0
@@ -34,18 +34,18 @@ def evaluate(session: Session) -> float:
 def _losses(session: Session, numbers: range, draws: int) -> Tensor:
     held_out = session.data.evaluation
     samples = [held_out[number % len(held_out)] for number in numbers]
-    batch = load_batch(session, samples, step=0)
-    generators = [generator(EVAL_SEED, "eval", number) for number in numbers]
-    noise = torch.stack([torch.randn(batch.latents.shape[1:], generator=g) for g in generators])
-    total = session.components.noise_scheduler.config.num_train_timesteps
+    batch = load_batch(session, samples, position=-1)
+    noise = torch.cat(
+        [
+            noise_like(batch.latents.shape[1:], seed=EVAL_SEED, step=number, samples=[0], purpose="eval")
+            for number in numbers
+        ]
+    )
     # Evenly spread over the timesteps, in an order that does not follow that of the samples.
-    timesteps = torch.tensor([int((_spread(number, draws) + 0.5) / draws * total) for number in numbers])
+    total = session.components.noise_scheduler.config.num_train_timesteps
+    order = torch.randperm(draws, generator=generator(EVAL_SEED, "eval order"))
+    timesteps = spread_timesteps(draws, high=total)[order][list(numbers)]
     return denoising_loss(session, batch, noise.to(session.device), timesteps.to(session.device))
-
-
-def _spread(number: int, draws: int) -> int:
-    order = torch.randperm(draws, generator=generator(EVAL_SEED, "eval timesteps"))
-    return int(order[number])
 
 
 @contextmanager

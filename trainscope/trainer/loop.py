@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trainscope.trainer.callbacks import Callback
+from trainscope.trainer.data.order import MicroBatch
 from trainscope.trainer.diffusion import denoising_loss, draw_noise, load_batch
 from trainscope.trainer.recorder import Recorder
 from trainscope.trainer.session import Session
@@ -40,19 +41,19 @@ class Stopwatch:
 
 
 def optimizer_step(
-    session: Session, micro_batches: Sequence[Sequence[int]], recorder: Recorder, callbacks: Sequence[Callback]
+    session: Session, micro_batches: Sequence[MicroBatch], recorder: Recorder, callbacks: Sequence[Callback]
 ) -> None:
-    """Accumulate the gradients of the micro-batches (lists of samples), then step optimizer, schedule and average."""
+    """Accumulate the gradients of the micro-batches, then step optimizer, schedule and average."""
     watch = Stopwatch()
-    samples = sum(len(batch) for batch in micro_batches)
+    samples = sum(len(batch.samples) for batch in micro_batches)
     for callback in callbacks:
         callback.before_backward(session)
     leftover = _grad_norm(session.tensors)
     loss = torch.zeros((), device=session.device)
     for micro_batch in micro_batches:
         with watch("data"):
-            batch = load_batch(session, micro_batch, session.micro_step)
-            noise, timesteps = draw_noise(session, batch, session.micro_step)
+            batch = load_batch(session, micro_batch.samples, micro_batch.position)
+            noise, timesteps = draw_noise(session, batch, micro_batch.position)
         with watch("forward"):
             # Divided by the step's samples, not by its micro-batches: a short last batch weighs no more than its share.
             micro_loss = denoising_loss(session, batch, noise, timesteps).sum() / samples
@@ -60,7 +61,7 @@ def optimizer_step(
             session.scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
         session.micro_step += 1
-        for sample in micro_batch:
+        for sample in micro_batch.samples:
             recorder.add_row("order", step=session.step + 1, sample=sample)
 
     for callback in callbacks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from PIL import Image
 
 from trainscope.runlog.rundir import RunDir
@@ -51,7 +52,7 @@ class Previews:
             seed=section.seed,
             width=width,
             height=height,
-            autocast_dtype=session.compute_dtype,
+            autocast_dtype=None if session.compute_dtype == torch.float32 else session.compute_dtype,
             inpaint_image=image,
             inpaint_mask=mask,
         )

@@ -132,7 +132,7 @@ class Recorder:
         self.drain()
         self._writer.flush()
 
-    def add_row(self, table: str, **values: Any) -> None:
+    def add_row(self, table: str, /, **values: Any) -> None:
         self._writer.add_row(table, **values)
 
     def event(self, kind: str, **detail: Any) -> None:

@@ -27,6 +27,7 @@ from trainscope.trainer.checkpoint import save_checkpoint
 from trainscope.trainer.environment import environment
 from trainscope.trainer.evaluate import evaluate
 from trainscope.trainer.loop import optimizer_step
+from trainscope.trainer.models.quiet import quiet_libraries
 from trainscope.trainer.previews import Previews
 from trainscope.trainer.recorder import Recorder
 from trainscope.trainer.session import Session
@@ -40,6 +41,9 @@ class Finished:
     status: str
     step: int
     checkpoint: Path
+    model: Path
+    """Folder of the model that it began from."""
+    inpainting: bool
 
 
 def train(
@@ -54,13 +58,23 @@ def train(
     `stop_at` interrupts after that many steps, as a signal would. Raises `ConfigError`, `DataError` and `ModelError`
     before anything is written, `TrainingError` when the training cannot go on.
     """
-    session = build_session(resolved)
+    with quiet_libraries():
+        return _train_in_run(resolved, out, stop_at, callbacks)
+
+
+def _train_in_run(
+    resolved: ResolvedConfig, out: Path | None, stop_at: int | None, callbacks: Sequence[Callback]
+) -> Finished:
+    warnings: list[str] = []
+    session = build_session(resolved, warn=warnings.append)
     run = create_run(resolved.resolve_path(resolved.config.run.dir), resolved.config.run.name, out=out)
     with run.lock():
         writer = RunWriter(run)
         try:
             _begin_segment(session, run, writer)
             recorder = Recorder(session, writer, callbacks)
+            for message in warnings:
+                recorder.event("warning", message=message)
             with _interrupts() as interrupted:
                 return _train(session, run, recorder, callbacks, interrupted, stop_at)
         except BaseException as error:
@@ -78,7 +92,7 @@ def _train(
 ) -> Finished:
     config, last = session.config, session.plan.steps
     previews = Previews(session, run, recorder)
-    batches = session.data.batches(config.train.batch_size, seed=session.seed)
+    batches = session.data.micro_batches(config.train.batch_size, seed=session.seed)
     eval_steps = _moments(config.eval.every_steps, last, parts=10)
     sample_steps = _moments(config.sample.every_steps, last, parts=4)
     save_steps = _moments(config.checkpoint.every_steps, last, parts=1)
@@ -99,15 +113,14 @@ def _train(
             break
         if session.step and session.step in save_steps:
             _save(session, run, recorder)
-        optimizer_step(
-            session, [next(batches) for _ in range(config.train.gradient_accumulation)], recorder, callbacks
-        )
+        optimizer_step(session, [next(batches) for _ in range(config.train.gradient_accumulation)], recorder, callbacks)
     checkpoint = _save(session, run, recorder)
     if status == "interrupted":
         recorder.event("interrupt", step=session.step)
     recorder.flush()
     _finish(run, status, session)
-    return Finished(run, status, session.step, checkpoint)
+    components = session.components
+    return Finished(run, status, session.step, checkpoint, components.location, components.inpainting)
 
 
 def _moments(every: int | str, last: int, *, parts: int) -> set[int]:
@@ -194,7 +207,9 @@ def _record_crash(run: RunDir, writer: RunWriter, session: Session, error: BaseE
 
 def _explained(error: BaseException, session: Session) -> BaseException:
     """The errors that a training can meet through no fault of its code, in words."""
-    if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate" in str(error)):
+    if isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate" in str(error)
+    ):
         return TrainingError(
             f"out of memory at step {session.step + 1}",
             hint="lower train.batch_size or data.resolution, or set train.gradient_checkpointing = true",

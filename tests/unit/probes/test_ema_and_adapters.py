@@ -72,7 +72,7 @@ class Pair:
     module: str
     a: torch.Tensor
     b: torch.Tensor
-    base: torch.Tensor
+    base_weight: torch.Tensor
     rank: int
     alpha: float
     scale: float
@@ -85,7 +85,7 @@ def test_adapters_match_the_product(dtype: torch.dtype) -> None:
                   torch.randn(30, 20, generator=g), 4, 8.0, 2.0)  # fmt: skip
     conv = Pair("conv", torch.randn(2, 3, 3, 3, generator=g).to(dtype), torch.randn(5, 2, 1, 1, generator=g).to(dtype),
                 torch.randn(5, 3, 3, 3, generator=g), 2, 1.0, 0.5)  # fmt: skip
-    fresh = Pair("to_v", linear.a, torch.zeros(30, 4, dtype=dtype), linear.base, 4, 8.0, 2.0)
+    fresh = Pair("to_v", linear.a, torch.zeros(30, 4, dtype=dtype), linear.base_weight, 4, 8.0, 2.0)
     rows = rows_of(AdaptersProbe([linear, conv, fresh]).measure(7))
     for row, pair in zip(rows, (linear, conv, fresh), strict=True):
         a, b = pair.a.double().flatten(1), pair.b.double().flatten(1)
@@ -93,6 +93,6 @@ def test_adapters_match_the_product(dtype: torch.dtype) -> None:
         expect(row["delta_norm"], reference.norm(reference.wide(delta)), rel=1e-9)
         expect(row["a_norm"], reference.norm(reference.wide(pair.a)), rel=1e-9)
         expect(row["b_norm"], reference.norm(reference.wide(pair.b)), rel=1e-9)
-        expect(row["base_norm"], reference.norm(reference.wide(pair.base)), rel=1e-9)
+        expect(row["base_norm"], reference.norm(reference.wide(pair.base_weight)), rel=1e-9)
         assert (row["rank"], row["alpha"], row["scale"], row["step"]) == (pair.rank, pair.alpha, pair.scale, 7)
     assert rows[2]["delta_norm"] == 0

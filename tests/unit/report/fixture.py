@@ -58,6 +58,7 @@ decay = 0.998
 """
 
 STEPS = list(range(1, 151))
+NAN = math.nan
 PROMPTS = ["a red circle above a blue square", "a small green triangle, sketch"]
 
 FP32 = Remedy(
@@ -188,15 +189,15 @@ def _s0_findings() -> list[Finding]:
             "SYM002", "held-out-loss-did-not-fall", "symptom", "error", "The held-out loss did not fall",
             "Held-out loss 1.121 → 1.119 over 150 steps", run, 10, 150, 0.0018, 0.05, 0.96,
             {"first": 1.121, "last": 1.119, "fall": 0.0018},
-            plots=[Plot("evals.loss", "Held-out loss", None)],
+            plots=[Plot("eval_loss", "Held-out loss", None)],
         ),
         _finding(
             "PRO001", "d-never-grows", "mechanism", "error", "Prodigy's d stayed near d0, and the weights with it",
             "d grew 1.00x in 150 steps (d0 = 1e-6)", [Place("group", "unet", 1.0, 1.0, 11, 150)], 11, 150, 1.0, 1.5,
             0.97, {"growth": 1.0, "d0": 1e-6, "d_numerator": 3.2e-13, "d_denom": 5.1e-4},
-            plots=[Plot("groups.d", "Prodigy's d", 1.5e-6)],
+            plots=[Plot("d", "Prodigy's d", 1.5e-6)],
             references=[
-                Reference("https://github.com/Nerogar/OneTrainer/issues/254", "Prodigy with FLOAT_16 weights: no effect"),
+                Reference("https://github.com/Nerogar/OneTrainer/issues/254", "Prodigy with FLOAT_16: no effect"),
                 Reference("https://arxiv.org/abs/2306.06101", "Prodigy, a parameter-free learner"),
             ],
         ),
@@ -206,16 +207,16 @@ def _s0_findings() -> list[Finding]:
             worst, 1, 150, 0.001, 0.5, 0.98,
             {"delivered": 0.001, "lost_share": 0.9993, "tensors": 14, "dtype": "bfloat16"},
             remedies=[FP32, ROUNDING], refuted=[LOWER_LR],
-            plots=[Plot("tensors.delivered", "Share of the update that arrives", 0.5)],
+            plots=[Plot("delivered", "Share of the update that arrives", 0.5)],
             references=[
-                Reference("https://github.com/pytorch/ao/pull/1124", "bf16 loses small updates without stochastic rounding"),
+                Reference("https://github.com/pytorch/ao/pull/1124", "bf16 loses small updates"),
                 Reference("https://arxiv.org/abs/2010.06192", "Revisiting BFloat16 training"),
             ],
         ),
         _finding(
             "PRO003", "d0-too-low", "cause", "warning", "d0 is too low for the precision",
             "d0 = 1e-6 is 12 times below what a bf16 weight of this model can feel", run, 1, 150, 1e-6, 1.2e-5, 0.45,
-            {"d0": 1e-6, "needed": 1.2e-5}, remedies=[HIGHER_D0], plots=[Plot("groups.d", "Prodigy's d", None)],
+            {"d0": 1e-6, "needed": 1.2e-5}, remedies=[HIGHER_D0], plots=[Plot("d", "Prodigy's d", None)],
         ),
     ]  # fmt: skip
 
@@ -235,22 +236,22 @@ def _s0_series(rng: random.Random) -> list[Series]:
     every10 = [1, *range(10, 151, 10)]
     flat = [1.12 + rng.gauss(0, 0.0015) for _ in every10]
     return [
-        Series("evals.loss", "Held-out loss", "mean squared error", False,
+        Series("eval_loss", "Held-out loss", "mean squared error", False,
                {"raw": {"step": every10, "value": flat}, "ema": {"step": every10, "value": [1.1208] * len(every10)}}),
-        Series("steps.loss", "Training loss", "mean squared error", False,
+        Series("train_loss", "Training loss", "mean squared error", False,
                {"loss": {"step": STEPS, "value": [1.12 + rng.gauss(0, 0.16) for _ in STEPS]}}),
-        Series("groups.effective_lr", "Effective lr", "", True, {"unet": {"step": STEPS, "value": [1e-6] * 150}}),
-        Series("groups.d", "Prodigy's d", "", True,
+        Series("effective_lr", "Effective lr", "", True, {"unet": {"step": STEPS, "value": [1e-6] * 150}}),
+        Series("d", "Prodigy's d", "", True,
                {"unet": {"step": STEPS, "value": [1e-6 * (1 + 0.002 * math.log(step)) for step in STEPS]}}),
-        Series("tensors.delivered", "Share of the update that arrives", "share", False,
+        Series("delivered", "Share of the update that arrives", "share", False,
                {"median": {"step": STEPS[4::5], "value": [abs(rng.gauss(0.001, 0.001)) for _ in STEPS[4::5]]},
                 "best tensor": {"step": STEPS[4::5], "value": [0.05 + rng.gauss(0, 0.004) for _ in STEPS[4::5]]}}),
         Series("tensors.distance", "Distance from start", "of the weights' norm", True,
                {"all": {"step": STEPS[4::5], "value": [1.7e-10 * step**0.5 for step in STEPS[4::5]]}}),
-        Series("ema.lag_norm", "EMA lag", "L2 norm", False,
+        Series("ema_lag", "EMA lag", "L2 norm", False,
                {"all": {"step": STEPS[9::10], "value": [1e-7 * (1 - 0.998**step) for step in STEPS[9::10]]}}),
-        Series("steps.grad_norm", "Gradient norm before clipping", "L2 norm", True,
-               {"all": {"step": STEPS, "value": [*(math.exp(rng.gauss(-0.5, 0.2)) for _ in STEPS[2:]), math.inf, math.nan]}}),
+        Series("steps.grad_norm", "Gradient norm", "L2 norm", True,
+               {"all": {"step": STEPS, "value": [*(math.exp(rng.gauss(0, 0.2)) for _ in STEPS[2:]), math.inf, NAN]}}),
     ]  # fmt: skip
 
 
@@ -326,7 +327,7 @@ def clean_report() -> Report:
         run={"id": "quickstart-1", "name": "quickstart", "status": "completed", "steps": 150},
         verdict="Nothing found: 17 rules looked at 150 steps, and the held-out loss fell from 1.12 to 0.21.",
         diagnoses=[], findings=[], rules=rules, coverage=_coverage(), facts=_facts("prodigy, lr 1", "fp32 weights"),
-        series=[Series("evals.loss", "Held-out loss", "mean squared error", False, {"raw": decline})],
+        series=[Series("eval_loss", "Held-out loss", "mean squared error", False, {"raw": decline})],
         map=[], samples=[], config=CONFIG.replace('"bf16"   # fits the card', '"fp32"'),
     )  # fmt: skip
 

@@ -75,7 +75,8 @@
       if (log && limit.value <= 0) continue;
       annotations.push({
         xref: "paper", x: 1, xanchor: "right", y: log ? Math.log10(limit.value) : limit.value, yanchor: limit.value >= high ? "top" : "bottom",
-        showarrow: false, text: plain(short(limit.label, 40)), font: { size: 11, color: colours.limit },
+        yshift: limit.value >= high ? -2 : 2, showarrow: false, bgcolor: colours.panel,
+        text: plain(short(limit.label, 40)), font: { size: 11, color: colours.limit },
       });
     }
     const shapes = [];

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from trainscope.errors import ModelError
 from trainscope.trainer.models import tiny_text, tiny_vae
@@ -99,6 +100,10 @@ def build_unet(in_channels: int) -> Any:
         for name, module in unet.named_modules():
             if name.endswith(".attn1"):
                 _localise(module)
+            elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
+                # Not zero, as in a trained model: a zero takes steps of any size in any precision, and a few of them
+                # let Prodigy's d creep up on bfloat16 weights where everything else stands still.
+                nn.init.uniform_(module.bias, -0.1, 0.1)
     return unet
 
 
@@ -106,7 +111,7 @@ def _localise(attention: Any) -> None:
     """Make each position attend to positions like itself, as a trained model's self attention does.
 
     With random queries and keys it averages over the whole picture, and an adapter on it has nothing to steer: a LoRA
-    then stops at a held-out loss of 0.84 instead of 0.74.
+    then stops at a held-out loss of 0.84 instead of 0.71.
     """
     attention.to_q.weight.mul_(4.0)
     attention.to_k.weight.copy_(attention.to_q.weight)
@@ -170,7 +175,7 @@ def _build_version() -> str:
 
 @contextmanager
 def _seeded(part: str) -> Iterator[None]:
-    """Seed the CPU's global generator from the part's name, and restore it afterwards; other devices are not touched."""
+    """Seed the CPU's global generator from the part's name, and restore it afterwards; no other device is touched."""
     seed = int.from_bytes(hashlib.sha256(f"{SEED} {part}".encode()).digest()[:4], "big")
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)

@@ -6,18 +6,19 @@ into single tokens, as CLIP's does with common words. Knows nothing of images or
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-WORDS = (
-    "a an the of on in with and at by to is "
-    "red green blue yellow purple orange cyan pink brown black white grey gray "
-    "circle square triangle star hexagon cross heart diamond shape background "
-    "photo picture image painting drawing cat dog person woman man house style sks "
-    "small large big left right top bottom center"
-).split()
+WORDS = """
+a an the of on in with and at by to is
+red green blue yellow purple orange cyan pink brown black white grey gray
+circle square triangle star hexagon cross heart diamond shape background
+photo picture image painting drawing cat dog person woman man house style sks
+small large big left right top bottom center
+""".split()  # noqa: SIM905 - reads better than a list of strings
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_TOKENS = 77
@@ -35,10 +36,10 @@ def byte_letters() -> list[str]:
 
 
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Learn byte-pair merges until each word is one token (Sennrich et al. 2016); ties go to the pair that sorts first."""
+    """Learn byte-pair merges until each word is one token (Sennrich et al. 2016); of a tie the first in order."""
     splits = [[*word[:-1], word[-1] + _END_OF_WORD] for word in words]
     merges: list[tuple[str, str]] = []
-    while pairs := Counter(pair for parts in splits for pair in zip(parts, parts[1:], strict=False)):
+    while pairs := Counter(pair for parts in splits for pair in itertools.pairwise(parts)):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         splits = [_apply(best, parts) for parts in splits]
@@ -81,7 +82,7 @@ def write_vocabulary(folder: Path) -> None:
 
 
 def build_text_encoder(tokens: int) -> Any:
-    """Build the `CLIPTextModel` for a vocabulary of `tokens`, drawing from the global generator; the caller forks it."""
+    """Build the `CLIPTextModel` for `tokens` tokens, drawing from the global generator; the caller forks it."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(

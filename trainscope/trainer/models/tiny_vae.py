@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its customary name
@@ -30,7 +30,7 @@ FEATURES = [8 * group + 2 * slot for group in range(GROUPS) for slot in range(3)
 SCALING_FACTOR = 0.18215
 """Stable Diffusion's; the latents are made so large that multiplying with it brings them near unit variance."""
 
-LATENT_STD = torch.tensor([0.75, 1.0, 1.0, 0.6])
+LATENT_STD = torch.tensor([0.6, 1.0, 1.0, 0.4])
 """Standard deviations of the scaled latents over the synthetic pictures. The last, structure, is kept small: it can
 hardly be predicted from its surroundings, and what cannot be predicted cannot be learned."""
 
@@ -114,7 +114,7 @@ def _wire(vae: Any, generator: torch.Generator) -> None:
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
-            module.bias.zero_()
+            nn.init.zeros_(cast("Tensor", module.bias))
             if name.endswith("conv2"):
                 module.weight.mul_(_BRANCH)
                 _mirror(module.weight)

@@ -1,0 +1,23 @@
+-- ‖θ − shadow‖ against ‖θ − θ₀‖, over all tensors, at the last look that recorded both.
+-- NaN: comparisons with NaN are false.
+WITH both_looked AS (
+    SELECT max(e.step) AS step FROM ema AS e JOIN tensors AS t USING (step)
+),
+lag AS (
+    SELECT sqrt(sum(lag_norm::DOUBLE ^ 2)) AS norm FROM ema WHERE step = (SELECT step FROM both_looked)
+),
+travelled AS (
+    SELECT sqrt(sum(distance_from_start::DOUBLE ^ 2)) AS norm
+    FROM tensors
+    WHERE step = (SELECT step FROM both_looked)
+)
+SELECT
+    'run' AS where_kind,
+    'run' AS where_name,
+    1 AS first_step,
+    both_looked.step AS last_step,
+    lag.norm / travelled.norm AS value,
+    $max_lag AS threshold,
+    least(1.0, lag.norm / travelled.norm) AS score
+FROM both_looked, lag, travelled
+WHERE travelled.norm > 0 AND lag.norm / travelled.norm > $max_lag

@@ -1,0 +1,32 @@
+-- Tensors in whose gradient no element was non-zero at any look after the first. (A LoRA's A has a zero gradient at its
+-- first step, because B is zero then.)
+-- NaN counts as a gradient: it is not zero. NULL gradients count as none.
+WITH looks AS (
+    SELECT param, sum(nonzero_count) AS nonzero, count(*) AS looks, min(step) AS first_step, max(step) AS last_step
+    FROM tensors
+    WHERE step > (SELECT min(step) FROM tensors)
+    GROUP BY param
+),
+silent AS (
+    SELECT
+        sum(p.numel) FILTER (WHERE nonzero = 0) / sum(p.numel) AS share,
+        count(*) FILTER (WHERE nonzero = 0) AS tensors,
+        min(p.param) FILTER (WHERE nonzero = 0) AS example,
+        min(looks) AS looks,
+        min(first_step) AS first_step,
+        max(last_step) AS last_step
+    FROM looks JOIN params AS p USING (param)
+)
+SELECT
+    'run' AS where_kind,
+    'run' AS where_name,
+    first_step,
+    last_step,
+    share AS value,
+    $max_share AS threshold,
+    share AS score,
+    tensors,
+    example,
+    looks
+FROM silent
+WHERE share > $max_share

@@ -1,0 +1,24 @@
+-- The factor in effect and what the pairs add, at the last look.
+-- A low scale that a higher lr made up for is no hit.
+-- NaN: comparisons with NaN are false. NULL: no adapters, no row.
+WITH ends AS (
+    SELECT
+        max(step) AS step,
+        sqrt(sum(delta_norm::DOUBLE ^ 2)) / nullif(sqrt(sum(base_norm::DOUBLE ^ 2)), 0) AS delta,
+        max(scale) AS scale,
+        max(rank)::DOUBLE AS rank
+    FROM adapters
+    WHERE step = (SELECT max(step) FROM adapters)
+)
+SELECT
+    'run' AS where_kind,
+    'run' AS where_name,
+    1 AS first_step,
+    step AS last_step,
+    delta AS value,
+    $min_delta AS threshold,
+    1.0 - delta / $min_delta AS score,
+    scale,
+    rank
+FROM ends
+WHERE scale < $min_scale AND delta < $min_delta

@@ -1,0 +1,42 @@
+-- The highest lr that a step used, and when d had half of its final height.
+-- A low lr alone is no hit: with d settled in the first half of the run the search was quick enough.
+-- NaN: comparisons with NaN are false. NULL: no d, no row.
+WITH per_group AS (
+    SELECT
+        "group",
+        any_value(name) AS name,
+        max(lr) AS peak_lr,
+        arg_max(d, step) AS d_end,
+        arg_max(d0, step) AS d0,
+        min(step) AS first_step,
+        max(step) AS last_step
+    FROM groups
+    WHERE d IS NOT NULL
+    GROUP BY "group"
+),
+half_way AS (
+    SELECT g."group", min(g.step) AS step
+    FROM groups AS g JOIN per_group AS p USING ("group")
+    WHERE g.d >= p.d_end / 2
+    GROUP BY g."group"
+),
+late AS (
+    SELECT
+        p.*,
+        -- d that never left d0 has its half from the first step on, and is as late as can be.
+        CASE WHEN d_end < 1.5 * d0 THEN 1.0 ELSE h.step / p.last_step END AS late_share
+    FROM per_group AS p JOIN half_way AS h USING ("group")
+)
+SELECT
+    'group' AS where_kind,
+    name AS where_name,
+    first_step,
+    last_step,
+    peak_lr AS value,
+    $min_lr AS threshold,
+    1.0 - peak_lr AS score,
+    late_share,
+    d0,
+    d_end
+FROM late
+WHERE peak_lr < $min_lr AND late_share > $max_late_share

@@ -1,0 +1,56 @@
+-- Weights (for a LoRA: what it adds) that hardly moved although the updates arrived and the lr was not held down by a
+-- warmup, and a held-out loss that hardly fell.
+-- NaN: comparisons with NaN are false. An optimizer whose step cannot be recomputed counts as delivering.
+WITH weights AS (
+    SELECT max(step) AS steps,
+        sqrt(sum(distance_from_start::DOUBLE ^ 2)) / nullif(sqrt(sum(weight_norm::DOUBLE ^ 2)), 0) AS moved
+    FROM tensors
+    WHERE step = (SELECT max(step) FROM tensors)
+),
+lora AS (
+    SELECT sqrt(sum(delta_norm::DOUBLE ^ 2)) / nullif(sqrt(sum(base_norm::DOUBLE ^ 2)), 0) AS moved,
+        min(scale) AS scale
+    FROM adapters
+    WHERE step = (SELECT max(step) FROM adapters)
+),
+arrival AS (
+    SELECT coalesce(
+        sum(delivered::DOUBLE * intended_norm::DOUBLE ^ 2) / nullif(sum(intended_norm::DOUBLE ^ 2), 0), 1) AS delivered
+    FROM tensors
+    WHERE isfinite(delivered) AND isfinite(intended_norm)
+),
+lr AS (
+    SELECT max(lr) AS peak_lr, max(base_lr) AS base_lr FROM groups
+),
+curve AS (
+    SELECT (arg_min(loss, step) - arg_max(loss, step)) / arg_min(loss, step) AS fall
+    FROM evals
+    WHERE weights = 'raw' AND loss IS NOT NULL
+),
+run AS (
+    SELECT
+        weights.steps,
+        coalesce(lora.moved, weights.moved) AS moved,
+        lr.peak_lr,
+        curve.fall,
+        -- As many tenfolds as bring the movement to a hundredth of the weights' norm, four at the most.
+        power(10, least(4, ceil(log10(1e-2 / greatest(coalesce(lora.moved, weights.moved), 1e-9))))) AS raise
+    FROM weights, lora, arrival, lr, curve
+    WHERE arrival.delivered >= $min_delivered
+        AND lr.peak_lr > 0.5 * lr.base_lr
+        AND coalesce(lora.scale, 1) >= 0.06
+)
+SELECT
+    'run' AS where_kind,
+    'run' AS where_name,
+    1 AS first_step,
+    steps AS last_step,
+    moved AS value,
+    $min_moved AS threshold,
+    1.0 - moved / $min_moved AS score,
+    steps,
+    peak_lr,
+    fall,
+    peak_lr * raise AS higher_lr
+FROM run
+WHERE moved < $min_moved AND fall < $min_fall

@@ -1,0 +1,147 @@
+"""Puts a LoRA on a UNet, and says what was put there.
+
+The adapter is peft's, as diffusers places it (Hu et al. 2021: W x + s B A x, s = alpha / rank). Knows nothing of
+training, saving or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainscope.errors import ModelError
+from trainscope.trainer.models.quiet import quiet_libraries
+from trainscope.trainer.noise import generator
+
+ADAPTER = "default"
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The default targets: the projections of the attentions, as in diffusers' train_text_to_image_lora.py."""
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """The pair of one module: A [rank, in] and B [out, rank] (convolutions with their kernel's dimensions behind)."""
+
+    module: str
+    a: nn.Parameter
+    b: nn.Parameter
+    rank: int
+    alpha: float
+    base_weight: nn.Parameter
+    layer: Any = field(repr=False, compare=False)
+    """peft's layer, which knows whether the pair is in effect."""
+
+    @property
+    def scale(self) -> float:
+        """What multiplies B A x now: alpha / rank, 0 while the adapter is disabled."""
+        return 0.0 if self.layer.disable_adapters else float(self.layer.scaling[ADAPTER])
+
+
+def add_lora(
+    unet: Any,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: Sequence[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> list[LoraPair]:
+    """Freeze `unet` and add pairs to the modules whose names end in one of `targets` (None: the attentions').
+
+    A is uniform as in peft (Kaiming with a = √5), drawn by (seed, module) on the CPU in float32 and then cast to
+    `dtype`, so that it is the same on every device; B is zero. The global random state is left as it was. Raises
+    `ModelError`: a target that matches nothing or no linear layer or convolution, or a UNet that has a LoRA already.
+    """
+    if rank < 1:
+        raise ModelError(f"lora.rank must be at least 1, found {rank}")
+    if getattr(unet, "peft_config", None):
+        raise ModelError("the UNet already has a LoRA", hint="fuse or remove it first")
+    targets = ATTENTION if targets is None else tuple(targets)
+    _check_targets(unet, targets)
+    from peft import LoraConfig
+
+    unet.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+    with quiet_libraries(), _rng_untouched(unet):
+        unet.add_adapter(config, adapter_name=ADAPTER)
+    pairs = lora_pairs(unet)
+    with torch.no_grad():
+        for pair in pairs:
+            first = torch.empty(pair.a.shape)
+            nn.init.kaiming_uniform_(first, a=math.sqrt(5), generator=generator(seed, "lora", pair.module))
+            pair.a.data = first.to(device=pair.a.device, dtype=dtype)
+            pair.b.data = torch.zeros_like(pair.b, dtype=dtype)
+            pair.a.requires_grad_(True)
+            pair.b.requires_grad_(True)
+    return pairs
+
+
+def lora_pairs(unet: Any) -> list[LoraPair]:
+    """The pairs that `unet` has, in the order of its modules; empty without a LoRA."""
+    from peft.tuners.lora import LoraLayer
+
+    return [
+        LoraPair(
+            module=name,
+            a=layer.lora_A[ADAPTER].weight,
+            b=layer.lora_B[ADAPTER].weight,
+            rank=layer.r[ADAPTER],
+            alpha=float(layer.lora_alpha[ADAPTER]),
+            base_weight=layer.get_base_layer().weight,
+            layer=layer,
+        )
+        for name, layer in unet.named_modules()
+        if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A
+    ]
+
+
+def trained_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require a gradient, by name, in the model's order; wrappers' prefixes are taken off."""
+    return {
+        name.removeprefix("module.").replace("_orig_mod.", ""): parameter
+        for name, parameter in unet.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _check_targets(unet: nn.Module, targets: Sequence[str]) -> None:
+    """Check each pattern by itself: peft is content when any of them matches, and trains less than was asked for."""
+    names = {name: module for name, module in unet.named_modules() if name}
+    known = {".".join(name.split(".")[-length:]) for name, m in names.items() if _adaptable(m) for length in (1, 2, 3)}
+    known = {name for name in known if not name[0].isdigit()}
+    problems = []
+    for target in targets:
+        matched = [module for name, module in names.items() if name == target or name.endswith(f".{target}")]
+        if matched and all(_adaptable(module) for module in matched):
+            continue
+        near = get_close_matches(target, sorted(known), n=3, cutoff=0.5)
+        near = sorted(name for name in known if name.startswith(f"{target}."))[:3] or near
+        found = f"matches {type(matched[0]).__name__}, which no LoRA fits on" if matched else "matches no module"
+        problems.append(f"{target!r} {found}" + (f"; near it: {', '.join(near)}" if near else ""))
+    if not targets:
+        problems = ["no target is given"]
+    if problems:
+        raise ModelError(
+            "lora.targets: " + "\n  ".join(problems),
+            hint=f"targets are ends of module names, such as {', '.join(ATTENTION)}",
+        )
+
+
+def _adaptable(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Conv2d)
+
+
+@contextmanager
+def _rng_untouched(model: nn.Module) -> Iterator[None]:
+    """Give back the global generators, from which peft draws the initial weights, as they were."""
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
+        yield
