@@ -12,6 +12,7 @@ from typing import Any
 
 from trainscope.engine.audit import audit
 from trainscope.engine.cases import Case
+from trainscope.engine.header import Stage
 from trainscope.engine.preflight import preflight_source
 from trainscope.engine.rule import Rule
 from trainscope.engine.runs import source_of
@@ -53,14 +54,15 @@ def judge(rule: Rule, case: Case, catalogue: Sequence[Rule]) -> Verdict:
     """Run one case. `catalogue` holds all rules: a diagnosis needs those that a rule explains."""
     if case.kind in ("cured", "refuted"):
         return _judge_rerun(rule, case, catalogue)
-    source, stage = _subject(case)
+    source, stage = _subject(rule, case)
     report = _report(source, stage, catalogue)
     return Verdict(case, _outcome_problem(rule, case, report) or _first_cause_problem(rule, case, report))
 
 
-def _subject(case: Case) -> tuple[TableSource, str]:
+def _subject(rule: Rule, case: Case) -> tuple[TableSource, Stage]:
+    """The tables of a case, and the stage that they are judged at: the rule's first for rows written by hand."""
     if case.tables is not None:
-        return case.source(), "run"
+        return case.source(), rule.header.stages[0]
     if case.plan is not None:
         return _planned(case.plan.set), "preflight"
     return source_of(read_run(_run(case, {}))), "run"
@@ -149,7 +151,7 @@ def _first_cause_problem(rule: Rule, case: Case, report: Report) -> str:
     return "" if first[:1] == [rule.code] else f"expected to be the first cause, found {', '.join(first) or 'no cause'}"
 
 
-def _report(source: TableSource, stage: Any, catalogue: Sequence[Rule]) -> Report:
+def _report(source: TableSource, stage: Stage, catalogue: Sequence[Rule]) -> Report:
     return audit(source, {}, rules=catalogue, stage=stage)
 
 

@@ -1,5 +1,5 @@
--- The highest lr that a step used, and when d had half of its final height.
--- A low lr alone is no hit: with d settled in the first half of the run the search was quick enough.
+-- The highest lr that a step used, and when d was half way, in orders of magnitude, from d0 to where it ended.
+-- A low lr alone is no hit: with d half way in good time the search was quick enough.
 -- NaN: comparisons with NaN are false. NULL: no d, no row.
 WITH per_group AS (
     SELECT
@@ -17,13 +17,13 @@ WITH per_group AS (
 half_way AS (
     SELECT g."group", min(g.step) AS step
     FROM groups AS g JOIN per_group AS p USING ("group")
-    WHERE g.d >= p.d_end / 2
+    WHERE ln(g.d) >= (ln(p.d0) + ln(p.d_end)) / 2
     GROUP BY g."group"
 ),
 late AS (
     SELECT
         p.*,
-        -- d that never left d0 has its half from the first step on, and is as late as can be.
+        -- d that never left d0 is half way from the first step on, and as late as can be.
         CASE WHEN d_end < 1.5 * d0 THEN 1.0 ELSE h.step / p.last_step END AS late_share
     FROM per_group AS p JOIN half_way AS h USING ("group")
 )

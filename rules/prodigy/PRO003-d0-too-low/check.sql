@@ -1,4 +1,4 @@
--- When d had half of its final height, in groups whose lr was as it should be.
+-- When d was half way, in orders of magnitude, from d0 to where it ended, in groups whose lr was as it should be.
 -- The score says how much of the trouble d0 accounts for: nearly all below the usual d0; at the usual one it is a help
 -- rather than the reason (weights that lose updates, a run too short), so it stays below a half.
 -- NaN: comparisons with NaN are false. NULL: no d, no row.
@@ -18,7 +18,7 @@ WITH per_group AS (
 half_way AS (
     SELECT g."group", min(g.step) AS step
     FROM groups AS g JOIN per_group AS p USING ("group")
-    WHERE g.d >= p.d_end / 2
+    WHERE ln(g.d) >= (ln(p.d0) + ln(p.d_end)) / 2
     GROUP BY g."group"
 ),
 late AS (
@@ -37,7 +37,7 @@ SELECT
     CASE WHEN d0 < 0.5 * $usual_d0 THEN 0.95 ELSE 0.4 END AS score,
     CASE
         WHEN late_share = 1.0 THEN format('did not leave it in {} steps', last_step)
-        ELSE format('had half of its height only at step {} of {}', round(late_share * last_step)::INT, last_step)
+        ELSE format('was half way to its height only at step {} of {}', round(late_share * last_step)::INT, last_step)
     END AS progress,
     late_share,
     d_end

@@ -19,6 +19,10 @@ arrival AS (
     FROM tensors
     WHERE isfinite(delivered) AND isfinite(intended_norm)
 ),
+-- Where eps outweighs the gradients, steps are small for another reason (PREC003).
+eps AS (
+    SELECT coalesce(median(eps_dominated_fraction), 0) AS dominated FROM tensors
+),
 lr AS (
     SELECT max(lr) AS peak_lr, max(base_lr) AS base_lr FROM groups
 ),
@@ -35,9 +39,10 @@ run AS (
         curve.fall,
         -- As many tenfolds as bring the movement to a hundredth of the weights' norm, four at the most.
         power(10, least(4, ceil(log10(1e-2 / greatest(coalesce(lora.moved, weights.moved), 1e-9))))) AS raise
-    FROM weights, lora, arrival, lr, curve
+    FROM weights, lora, arrival, eps, lr, curve
     WHERE arrival.delivered >= $min_delivered
-        AND lr.peak_lr > 0.5 * lr.base_lr
+        AND eps.dominated < 0.5
+        AND lr.peak_lr >= 0.5 * lr.base_lr
         AND coalesce(lora.scale, 1) >= 0.06
 )
 SELECT
@@ -51,6 +56,6 @@ SELECT
     steps,
     peak_lr,
     fall,
-    peak_lr * raise AS higher_lr
+    CASE WHEN peak_lr = 0 THEN 1e-4 ELSE peak_lr * raise END AS higher_lr
 FROM run
 WHERE moved < $min_moved AND fall < $min_fall
