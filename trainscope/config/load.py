@@ -63,7 +63,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {text}: expected KEY=VALUE", hint="for example --set train.steps=200")
     try:
         value = tomllib.loads(f"value = {raw.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = raw.strip()
     return key.strip(), value
 
@@ -71,7 +71,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 def load_config(path: Path, overrides: Sequence[str] = ()) -> ResolvedConfig:
     """Read and check a configuration file. Raises `ConfigError` with every problem found."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark, which TOML does not know
     except FileNotFoundError:
         raise ConfigError(f"no such configuration: {path}", hint="`trainscope init` writes one to start from") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -86,6 +86,8 @@ def parse_config(text: str, *, path: Path | None = None, overrides: Sequence[str
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name} is not valid TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{name} is not valid TOML: it is nested too deeply") from None
     origins: dict[str, Origin] = dict.fromkeys(flatten(tree), "file")
     for override in overrides:
         key, value = parse_override(override)
@@ -164,7 +166,18 @@ def _problem(detail: ErrorDetails, tree: dict[str, Any]) -> str:
     if detail["type"] == "union_tag_invalid":
         found = tree.get("optimizer", {}).get("type")
         return f"optimizer.type = {_shown(found)}: allowed are {', '.join(OPTIMIZERS)}{_nearest(str(found), OPTIMIZERS)}"
-    return f"{key} = {_shown(detail['input'])}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    reason = _REASONS.get(detail["type"]) or f"{detail['msg'][0].lower()}{detail['msg'][1:]}"
+    return f"{key} = {_shown(detail['input'])}: {reason}"
+
+
+_REASONS = {
+    "model_type": "expected a section with keys",
+    "model_attributes_type": "expected a section with keys",
+    "dict_type": "expected a section with keys",
+    "tuple_type": "expected a list",
+    "finite_number": "expected a finite number",
+}
+"""pydantic speaks of Python's types; a configuration has TOML's."""
 
 
 def _unknown_key(key: str, tree: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ class TrainSection(Section):
 class LoraSection(Section):
     """The adapters of `train.method = "lora"`."""
 
-    rank: PositiveInt = 16
+    rank: Annotated[int, Field(ge=1, le=65536)] = 16
     """Rank of every adapter."""
     alpha: PositiveFloat = 16.0
     """The adapter's output is multiplied by alpha / rank."""
@@ -153,7 +153,7 @@ class SampleSection(Section):
     """Steps of the sampler."""
     guidance: NonNegativeFloat = 5.0
     """Classifier-free guidance scale; up to 1 there is none."""
-    seed: NonNegativeInt = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Seed of the images' noise."""
     width: Annotated[int, Field(ge=16, le=4096, multiple_of=8)] | None = None
     """Width in pixels; the training resolution if not given."""

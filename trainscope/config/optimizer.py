@@ -56,7 +56,7 @@ class Prodigy(Section):
     """The step size that the estimate starts from."""
     d_coef: PositiveFloat = 1.0
     """Multiplies the estimate."""
-    growth_rate: Annotated[float, Field(gt=1)] = math.inf
+    growth_rate: Annotated[float, Field(gt=1, allow_inf_nan=True)] = math.inf
     """The largest factor that d may grow by in a step."""
     slice_p: PositiveInt = 1
     """Use every n-th element for the estimate."""

@@ -15,6 +15,10 @@ from trainscope.schema import SEVERITIES, Diagnosis, Finding, RankedCause, Remed
 NO_CAUSE = "the cause was not found"
 
 
+NAMES = frozenset({"Prodigy", "Adam", "Lion"})
+"""What keeps its capital inside a sentence and has no second one to tell."""
+
+
 def diagnose(
     findings: Sequence[Finding], rules: Sequence[Rule], outcomes: Sequence[RuleOutcome] = ()
 ) -> list[Diagnosis]:
@@ -141,12 +145,9 @@ def _because(diagnosis: Diagnosis, findings: Sequence[Finding]) -> str:
 
 def _inside(clause: str) -> str:
     """A clause inside a sentence: an ordinary first word loses its capital, a name or an abbreviation keeps it."""
-    first = clause.partition(" ")[0]
-    ordinary = first.lower() in {
-        *("a", "an", "all", "every", "few", "half", "held-out", "many", "most", "no", "nothing", "one", "only", "some"),
-        *("samples", "steps", "the", "there", "these", "this", "training", "two", "updates", "weights"),
-    }
-    return clause[0].lower() + clause[1:] if ordinary else clause
+    first = clause.partition(" ")[0].removesuffix("'s")
+    is_name = not first[1:].islower() or first in NAMES
+    return clause if is_name and len(first) > 1 else clause[0].lower() + clause[1:]
 
 
 def _nothing(outcomes: Sequence[RuleOutcome]) -> str:

@@ -131,9 +131,12 @@ def _remedies(
     for spec in specs:
         if config and not all(key in config and test.matches(config[key]) for key, test in spec.when.items()):
             continue
-        patch = _resolved(spec.set, values)
-        # What the configuration already says is no remedy.
-        if patch is None or (patch and all(key in config and config[key] == patch[key] for key in patch)):
+        resolved = _resolved(spec.set, values)
+        if resolved is None:
+            continue
+        # What the configuration already says is no part of a remedy.
+        patch = {key: value for key, value in resolved.items() if key not in config or config[key] != value}
+        if resolved and not patch:
             continue
         proof = proven.get("cured", {}).get(spec.title)
         offered.append(Remedy(spec.title, patch, spec.cost, dict(spec.elsewhere), proof))

@@ -44,10 +44,10 @@ def facts_of(run: Run, source: TableSource) -> list[Fact]:
 def _facts(run: Run, source: TableSource) -> Iterator[tuple[str, str]]:
     params = as_table(source.tables["params"])
     trained = sum(params["numel"].to_pylist())
-    yield "Trained weights", f"{trained:,} in {params.num_rows} tensors" if trained else ""
+    yield "Trained", f"{trained:,} weights in {params.num_rows} tensors" if trained else ""
     splits = as_table(source.tables["data"])["split"].to_pylist()
-    yield "Images", f"{splits.count('train')} trained on, {splits.count('validation')} held out" if splits else ""
-    yield "Begun", str(run.info.get("created") or "")
+    yield "Images", f"{splits.count('train')} images, {splits.count('validation')} held out" if splits else ""
+    yield "Begun", str(run.info.get("created") or "").replace("T", " ").replace("+00:00", " UTC")
     env = as_table(source.tables["env"])
     for key, value in zip(env["key"].to_pylist(), env["value"].to_pylist(), strict=True):
         yield FACT_NAMES.get(key, key), value or ""

@@ -1,7 +1,7 @@
 """Real runs of the trainer on tiny models, made once and kept.
 
 A run is kept under a key of everything that it depends on: its configuration, its faults, the code of the trainer and
-the versions of the libraries. Rules that prove themselves on the same run share it. Judges nothing.
+the versions of the libraries (not the images: they are the project's own). Rules that prove themselves on the same run share it. Judges nothing.
 """
 
 from __future__ import annotations
@@ -63,11 +63,12 @@ class RunSpec:
     def resolved(self) -> ResolvedConfig:
         return parse_config(self.config_text())
 
-    @property
-    def key(self) -> str:
-        """Equal for equal runs."""
-        subject = [sorted(changed_base(self.changes).items()), list(self.inject), self.stop_at, code_digest()]
-        return hashlib.sha256(json.dumps(subject, default=str).encode()).hexdigest()[:24]
+
+def _key(resolved: ResolvedConfig, inject: Sequence[str], stop_at: int | None) -> str:
+    """Equal for equal runs."""
+    keys = [(key, value) for key, value, _ in resolved.rows()]
+    subject = [keys, str(resolved.resolve_path(resolved.config.data.dir)), list(inject), stop_at, code_digest()]
+    return hashlib.sha256(json.dumps(subject, default=str).encode()).hexdigest()[:24]
 
 
 def changed_base(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +90,12 @@ def config_text(values: Mapping[str, Any]) -> str:
 
 def make_run(spec: RunSpec) -> Path:
     """The directory of a finished run, made now unless it was made before."""
-    folder = cache_folder() / "runs" / spec.key
+    return run_config(spec.resolved(), inject=spec.inject, stop_at=spec.stop_at)
+
+
+def run_config(resolved: ResolvedConfig, *, inject: Sequence[str] = (), stop_at: int | None = None) -> Path:
+    """The directory of a finished run of any configuration, likewise."""
+    folder = cache_folder() / "runs" / _key(resolved, inject, stop_at)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / "lock"):
         run = folder / "run"
@@ -99,7 +105,7 @@ def make_run(spec: RunSpec) -> Path:
         from trainscope.proof.injectors import make_injector
         from trainscope.trainer.train import train
 
-        train(spec.resolved(), out=run, stop_at=spec.stop_at, callbacks=[make_injector(name) for name in spec.inject])
+        train(resolved, out=run, stop_at=stop_at, callbacks=[make_injector(name) for name in inject])
         # Nobody loads the weights of a proof; the log is what is judged.
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
         (folder / "finished").touch()

@@ -14,6 +14,8 @@ from trainscope.report.wording import brief, counted, number, one_line, share, s
 Json = dict[str, Any]
 
 OUTCOMES = ("fired", "clear", "not_applicable", "not_observable", "crashed")
+HEADLINE_FACTS = 3
+"""Of the run's facts, how many stand under the verdict; the rest are at the end."""
 _RANKS = {"error": 3, "warning": 2, "info": 1}
 
 
@@ -141,7 +143,7 @@ def _headline(report: Json) -> list[str]:
             words.append(f"{brief(int(done))} of {counted(int(planned), 'step')}")
         elif done is not None:
             words.append(counted(int(done), "step"))
-    facts = [one_line(fact["value"]) for fact in report["facts"][:6]]
+    facts = [one_line(fact["value"]) for fact in report["facts"][:HEADLINE_FACTS]]
     return [word for word in (*words, *facts) if word and len(word) <= 60]
 
 

@@ -47,12 +47,12 @@ class Run:
     @cached_property
     def config_path(self) -> Path | None:
         """Where that cfg.toml lay; relative paths in it are relative to its folder."""
-        path = json.loads(self._segment_file("config.resolved.json")).get("path")
+        path = self._resolved["path"]
         return Path(path) if path else None
 
     def config_rows(self) -> list[dict[str, Any]]:
         """Key, value and origin of every key of the last segment, with their JSON types."""
-        rows: list[dict[str, Any]] = json.loads(self._segment_file("config.resolved.json"))["keys"]
+        rows: list[dict[str, Any]] = self._resolved["keys"]
         return rows
 
     def last_step(self) -> int:
@@ -60,11 +60,28 @@ class Run:
         column = self.datasets["steps"].to_table(columns=["step"])["step"]
         return int(pc.max(column).as_py() or 0) if len(column) else 0
 
-    def _segment_file(self, name: str) -> str:
+    @cached_property
+    def _resolved(self) -> dict[str, Any]:
+        name = "config.resolved.json"
+        text = self._segment_file(name)
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            raise RunError(f"{self._segment / name} is damaged: {error}") from error
+        if not _is_resolved(found):
+            raise RunError(f"{self._segment / name} is damaged: it does not list the configuration's keys")
+        return {"path": found.get("path"), "keys": found["keys"]}
+
+    @property
+    def _segment(self) -> Path:
+        """The last segment's folder."""
         segments = self.info["segments"]
         if not segments:
             raise RunError(f"{self.directory.path} has no segment: it ended before the training began")
-        file = self.directory.segment(segments[-1]["number"]) / name
+        return self.directory.segment(segments[-1]["number"])
+
+    def _segment_file(self, name: str) -> str:
+        file = self._segment / name
         try:
             return file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -78,9 +95,20 @@ def read_run(path: Path | str) -> Run:
     return Run(directory=directory, info=info, status=directory.status())
 
 
+def _is_resolved(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("path"), str | None):
+        return False
+    rows = found.get("keys")
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and isinstance(row.get("key"), str) and {"value", "origin"} <= row.keys() for row in rows
+    )
+
+
 def _open_table(run: RunDir, name: str) -> ds.Dataset:
-    schema = TABLES[name].schema
-    files = sorted((run.log / name).glob("s*.parquet")) if (run.log / name).is_dir() else []
+    schema, folder = TABLES[name].schema, run.log / name
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is damaged: it is a file, and a table is a folder of Parquet files")
+    files = sorted(folder.glob("s*.parquet"))
     for file in files:
         _check_file(file, schema)
     if not files:

@@ -31,11 +31,15 @@ STATUSES = ("running", "completed", "crashed", "interrupted")
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside, fsync, rename: after a crash the old file or the new one is there, never a part."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -80,15 +84,17 @@ class RunDir:
             raise RunError(f"{self.path} is not a run directory: it has no run.json") from None
         except (OSError, ValueError) as error:
             raise RunError(f"{file} cannot be read: {error}") from error
-        if not isinstance(info, dict) or not isinstance(info.get("format"), int):
+        if not isinstance(info, dict) or type(info.get("format")) is not int or info["format"] < 1:
             raise RunError(f"{file} is not a run's description: it has no format number")
         if info["format"] > RUN_FORMAT:
             raise RunError(
                 f"{file} has format {info['format']}, and this trainscope reads up to {RUN_FORMAT}",
                 hint="pip install --upgrade trainscope",
             )
-        if info.get("status") not in STATUSES or not isinstance(info.get("segments"), list):
-            raise RunError(f"{file} is damaged: status {info.get('status')!r}, segments {info.get('segments')!r}")
+        if info.get("status") not in STATUSES:
+            raise RunError(f"{file} is damaged: status {info.get('status')!r} is none of {', '.join(STATUSES)}")
+        if not _are_segments(info.get("segments")):
+            raise RunError(f"{file} is damaged: each segment needs a number and a start_step")
         return info
 
     def update(self, **changes: Any) -> None:
@@ -123,6 +129,13 @@ class RunDir:
             except OSError:
                 return True
         return False
+
+
+def _are_segments(found: Any) -> bool:
+    if not isinstance(found, list) or not all(isinstance(segment, dict) for segment in found):
+        return False
+    numbers = [segment.get(key) for segment in found for key in ("number", "start_step")]
+    return all(type(number) is int and number >= 0 for number in numbers)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -22,6 +22,14 @@ FLUSH_SECONDS = 10.0
 """Seconds after which buffered rows are written."""
 
 
+class RecordError(ValueError):
+    """Buffered rows were not what their table's columns hold, and are lost; `reasons` has the tables."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__("; ".join(f"table {table}: {reason}" for table, reason in reasons.items()))
+        self.reasons = reasons
+
+
 class RunWriter:
     """Appends rows to the tables of one segment and rank. Not for several threads."""
 
@@ -53,6 +61,8 @@ class RunWriter:
         unknown = columns.keys() - {column.name for column in table.columns}
         if unknown:
             raise KeyError(f"table {record.table} has no column {', '.join(sorted(unknown))}")
+        if len({len(values) for values in columns.values()}) > 1:
+            raise ValueError(f"table {record.table}: the columns of a record have different lengths")
         buffer = self._buffers.setdefault(record.table, {column.name: [] for column in table.columns})
         for name, values in buffer.items():
             if name in columns:
@@ -76,18 +86,32 @@ class RunWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write everything buffered."""
+        """Write everything buffered.
+
+        Raises `RecordError` when everything else is written. After an `OSError` nothing is lost: flush again.
+        """
+        reasons: dict[str, str] = {}
         for table in list(self._buffers):
-            self._write(table)
+            try:
+                self._write(table)
+            except RecordError as error:
+                reasons |= error.reasons
         self._last_flush = time.monotonic()
+        if reasons:
+            raise RecordError(reasons)
 
     def _write(self, table: str) -> None:
-        columns = self._buffers.pop(table)
-        arrow = pa.table(columns, schema=TABLES[table].schema)
+        try:
+            arrow = pa.table(self._buffers[table], schema=TABLES[table].schema)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            del self._buffers[table]
+            raise RecordError({table: str(error).partition("\n")[0]}) from error
         sink = pa.BufferOutputStream()
         pq.write_table(arrow, sink, compression="zstd")
         folder = self._run.log / table
         folder.mkdir(exist_ok=True)
         number = self._files.get(table, 0)
-        self._files[table] = number + 1
         write_atomically(folder / f"s{self._segment}-r{self._rank}-{number:06d}.parquet", sink.getvalue().to_pybytes())
+        # Only now: after a write that failed, the rows are still there for the next one.
+        self._files[table] = number + 1
+        del self._buffers[table]

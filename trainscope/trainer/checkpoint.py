@@ -40,14 +40,19 @@ def save_checkpoint(session: Session, run: RunDir) -> Path:
     if folder.exists():
         return folder
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    beside.mkdir()
-    for which in session.weight_sets:
-        with session.weights(which):
-            _save_weights(session, beside / ("weights" if which == "raw" else "weights-ema"))
-    if session.config.checkpoint.save_state:
-        _save_state(session, beside / "state")
-    _sync_tree(beside)
-    beside.rename(folder)
+    try:
+        beside.mkdir()
+        for which in session.weight_sets:
+            with session.weights(which):
+                _save_weights(session, beside / ("weights" if which == "raw" else "weights-ema"))
+        if session.config.checkpoint.save_state:
+            _save_state(session, beside / "state")
+        _sync_tree(beside)
+        beside.rename(folder)
+    except BaseException:
+        # Half a checkpoint is of no use, and on a full disk it takes the room that the log still needs.
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     sync_folder(run.checkpoints)
     _prune(run, session.config.checkpoint.keep)
     return folder
@@ -100,4 +105,6 @@ def _sync_tree(folder: Path) -> None:
 def _prune(run: RunDir, keep: int) -> None:
     checkpoints = sorted(run.checkpoints.glob("step-*"))
     for old in checkpoints[:-keep] if keep else []:
-        shutil.rmtree(old)
+        # Renamed first: a run killed in the middle of deleting would leave a checkpoint that only looks whole.
+        doomed = old.rename(old.with_name(f".{old.name}.{os.getpid()}.tmp"))
+        shutil.rmtree(doomed)

@@ -22,7 +22,7 @@ from trainscope.probes.params import measure_params
 from trainscope.probes.pending import Pending, collect
 from trainscope.probes.tensors import TensorsProbe
 from trainscope.runlog.tables import TABLES
-from trainscope.runlog.writer import RunWriter
+from trainscope.runlog.writer import RecordError, RunWriter
 from trainscope.trainer.cadence import Cadence
 from trainscope.trainer.callbacks import Callback, Progress
 from trainscope.trainer.session import Session
@@ -54,18 +54,19 @@ class Recorder:
         """Record what is known before the first step."""
         session = self._session
         with self._guarded("params"):
-            self._writer.add(measure_params(session.params, session.unet, session.optimizer, component="unet"))
+            self._add(measure_params(session.params, session.unet, session.optimizer, component="unet"))
         if self._tensors:
             for column, reason in self._tensors.reasons.items():
                 self._absent("tensors", column, reason)
         if session.device.type == "cpu":
             self._absent("steps", "memory_bytes", "the run's device is the CPU")
-        self._writer.flush()
+        self.flush()
 
     def before_step(self) -> None:
         """Right before the optimizer's step, gradients unscaled and clipped."""
-        with self._guarded("groups"):
-            self._groups.before_step()
+        if "groups" not in self._failed:
+            with self._guarded("groups"):
+                self._groups.before_step()
         if self._tensors and self._due("tensors", self._session.step + 1):
             with self._guarded("tensors"):
                 self._tensors.before_step()

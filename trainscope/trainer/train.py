@@ -5,10 +5,12 @@ This is the function that `trainscope run` calls and that proofs call in-process
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +22,7 @@ import torch
 from trainscope.config.load import ResolvedConfig
 from trainscope.errors import TrainingError
 from trainscope.runlog.rundir import RunDir, create_run, write_atomically, write_json
-from trainscope.runlog.writer import RunWriter
+from trainscope.runlog.writer import RecordError, RunWriter
 from trainscope.trainer.build import build_session
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.checkpoint import save_checkpoint
@@ -66,9 +68,10 @@ def _train_in_run(
     resolved: ResolvedConfig, out: Path | None, stop_at: int | None, callbacks: Sequence[Callback]
 ) -> Finished:
     warnings: list[str] = []
-    session = build_session(resolved, warn=warnings.append)
+    with _explained(lambda: "before the first step"):
+        session = build_session(resolved, warn=warnings.append)
     run = create_run(resolved.resolve_path(resolved.config.run.dir), resolved.config.run.name, out=out)
-    with run.lock():
+    with run.lock(), _explained(lambda: f"at step {session.step + 1}"):
         writer = RunWriter(run)
         try:
             _begin_segment(session, run, writer)
@@ -79,7 +82,7 @@ def _train_in_run(
                 return _train(session, run, recorder, callbacks, interrupted, stop_at)
         except BaseException as error:
             _record_crash(run, writer, session, error)
-            raise _explained(error, session) from error
+            raise
 
 
 def _train(
@@ -199,24 +202,35 @@ def _record_crash(run: RunDir, writer: RunWriter, session: Session, error: BaseE
             kind="crash",
             detail=json.dumps({"error": type(error).__name__, "message": str(error)[:500]}),
         )
-        writer.flush()
+        with contextlib.suppress(RecordError):
+            writer.flush()
         _finish(run, "crashed", session)
     except OSError:
         return
 
 
-def _explained(error: BaseException, session: Session) -> BaseException:
-    """The errors that a training can meet through no fault of its code, in words."""
-    if isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate" in str(error)
-    ):
-        return TrainingError(
-            f"out of memory at step {session.step + 1}",
+@contextmanager
+def _explained(when: Callable[[], str]) -> Iterator[None]:
+    """Put the errors that a training can meet through no fault of its code into words."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free disk space, or name another place with --out" if full else None
+        raise TrainingError(f"{when()}: {error}", hint=hint) from error
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory {when()}",
             hint="lower train.batch_size or data.resolution, or set train.gradient_checkpointing = true",
-        )
-    if isinstance(error, OSError):
-        return TrainingError(f"step {session.step + 1}: {error}", hint="free disk space, or name another --out")
-    return error
+        ) from error
+
+
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    # A GPU has an error class of its own; on a CPU torch says so in a RuntimeError's text only.
+    said = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 @contextmanager
