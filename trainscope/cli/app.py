@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, Any
 
 import typer
 
@@ -69,14 +70,14 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UsageProblem as error:
-        error.show()  # type: ignore[attr-defined]
+        _complain_of_usage(error)
         code = USAGE
     except (typer.Abort, KeyboardInterrupt):
         _complain("interrupted")
         code = INTERRUPTED
     except TrainscopeError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _complain(str(error), error.hint)
         code = error.exit_code
     except BrokenPipeError:
@@ -85,10 +86,18 @@ def main() -> None:
         code = 0
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         _complain(f"trainscope failed: {type(error).__name__}: {error}", "--debug shows where; please report it")
         code = INTERNAL_ERROR
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain_of_usage(error: Any) -> None:
+    if type(error).__name__ == "NoArgsIsHelpError":  # no mistake: the help is what was wanted
+        error.show()
+        return
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "trainscope"
+    _complain(error.format_message().rstrip("."), f"`{command} --help`")
 
 
 def _complain(message: str, hint: str | None = None) -> None:

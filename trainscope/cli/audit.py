@@ -75,7 +75,11 @@ def _to_files(report: object, run: Path, wanted: list[str], output: str) -> None
             raise ConfigError(f"--output {output} is not a {wanted[0]} file")
         files = {target.suffix[1:]: target}
     else:
-        target.mkdir(parents=True, exist_ok=True)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"--output {output}: {reason}", hint="name a folder, or a .html or .json file") from error
         files = {name: target / f"report.{name}" for name in wanted}
     if "json" in files:
         write_json(report, files["json"])

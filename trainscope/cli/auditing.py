@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trainscope.errors import TrainscopeError
 
 if TYPE_CHECKING:
+    from trainscope.config.load import ResolvedConfig
     from trainscope.schema import Report
 
 FORMATS = ("html", "json", "console")
@@ -46,6 +47,16 @@ def audit_run(
     )
 
 
+def check_thresholds(resolved: ResolvedConfig) -> None:
+    """Raise `ConfigError` for thresholds that no rule has: before a training, and not at the audit after it."""
+    from trainscope.engine.evaluate import check_overrides
+    from trainscope.engine.loader import load_rules
+
+    rules, broken = load_rules()
+    rows = [{"key": key, "value": value} for key, value, _ in resolved.rows()]
+    check_overrides(thresholds_of(rows), rules, also_known=[name for name, _ in broken])
+
+
 def thresholds_of(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """`audit.thresholds.<CODE>.<name>` of a resolved configuration."""
     thresholds: dict[str, dict[str, Any]] = {}
@@ -77,7 +88,7 @@ def write_reports(report: Report, run_dir: Path, folder: Path) -> None:
         page = render_html(read_json(folder / "report.json"), run_dir)
         write_atomically(folder / "report.html", page.encode())
     except OSError as error:
-        raise TrainscopeError(f"the report cannot be written: {error}", hint="name another place with --output") from error
+        raise TrainscopeError(f"the report cannot be written: {error}", hint="name another --output") from error
 
 
 def show(report: Report, run_dir: Path) -> None:

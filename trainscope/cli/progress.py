@@ -38,16 +38,15 @@ class ProgressDisplay(Callback):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._task is not None:
+            self._bar.stop()
 
     def on_start(self, session: Session) -> None:
         count = sum(param.numel() for param in session.params.values())
-        self._console.print(
+        self._say(
             f"{session.config.train.method} of {session.config.model.base} on {session.device}: "
             f"{count:,} trained weights, {len(session.data.train)} images, {len(session.data.validation)} held out, "
-            f"{session.plan.steps} steps ({session.plan.epochs:.1f} epochs), seed {session.seed}",
-            markup=False,
-            highlight=False,
+            f"{session.plan.steps} steps ({session.plan.epochs:.1f} epochs), seed {session.seed}"
         )
         if self._console.is_terminal:
             self._task = self._bar.add_task("training", total=session.plan.steps, values="")
@@ -78,4 +77,5 @@ class ProgressDisplay(Callback):
             self._say(f"warning: {detail['message']}")
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        # A log's lines are not cut at a width that nobody has.
+        self._console.print(text, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)

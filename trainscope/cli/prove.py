@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def prove(
-    codes: Annotated[list[str] | None, typer.Argument(help="Codes or prefixes; all if none.", metavar="[CODE]…")] = None,
+    codes: Annotated[list[str] | None, typer.Argument(help="Codes or prefixes; all if none.", metavar="CODE…")] = None,
     rules: Annotated[list[Path] | None, typer.Option(help="More rules: a folder of them.")] = None,
 ) -> None:
     """Train the tiny runs of a rule's cases and show that it fires, stays silent and is cured as it says."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trainscope.errors import RuleError
+from trainscope.errors import ConfigError, RuleError
 
 rules_app = typer.Typer(help="List, explain, write and prove rules.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -26,6 +27,8 @@ def list_rules(
 
     from trainscope.engine.loader import load_rules
 
+    if output_format not in ("console", "json"):
+        raise ConfigError(f"--format {output_format}: allowed are console, json")
     rules, _ = load_rules(strict=True)
     if output_format == "json":
         keys = ("code", "name", "family", "kind", "severity", "summary", "stages", "since")
@@ -36,9 +39,7 @@ def list_rules(
         table.add_column(title, no_wrap=title != "what it finds")
     for rule in rules:
         header = rule.header
-        table.add_row(
-            *map(Text, (header.code, header.kind, header.severity, ", ".join(header.stages), header.summary))
-        )
+        table.add_row(*map(Text, (header.code, header.kind, header.severity, ", ".join(header.stages), header.summary)))
     Console(highlight=False).print(table)
 
 
@@ -79,8 +80,8 @@ def validate(path: Folder = None) -> None:
     typer.echo(f"{len(rules)} rules are sound")
 
 
-@rules_app.command()
-def test(
+@rules_app.command("test")
+def run_rules(
     path: Folder = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write what was measured to proofs.json, and the index of the rules.")
@@ -112,5 +113,11 @@ def new(
     """Write the four files of a new rule, ready to be filled in."""
     from trainscope.engine.scaffold import write_rule
 
-    folder = write_rule(root, family=family, code=code, name=name)
+    for option, value in (("name", name), ("--family", family)):
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", value):
+            raise RuleError(f"{option} {value}: small letters, digits and single hyphens, such as ema-never-updated")
+    try:
+        folder = write_rule(root, family=family, code=code, name=name)
+    except OSError as error:
+        raise RuleError(f"cannot write the rule: {error}", hint="name another folder with --root") from error
     typer.echo(f"{folder} written. Fill it in, then: trainscope rules validate {folder}")

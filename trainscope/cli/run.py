@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trainscope.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trainscope.config.load import ResolvedConfig
+    from trainscope.trainer.train import Finished
 
 
 def run(
@@ -19,8 +25,8 @@ def run(
 ) -> None:
     """Train as a configuration says, and audit the result. The last line is the run directory."""
     import os
-    import textwrap
 
+    from trainscope.cli.auditing import check_thresholds
     from trainscope.config.load import load_config
 
     if fail_on not in ("error", "warning", "info", "never"):
@@ -28,6 +34,7 @@ def run(
     resolved = load_config(config, overrides or ())
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists and is not empty", hint="runs are never overwritten; name another")
+    check_thresholds(resolved)
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from rich.console import Console
@@ -35,24 +42,37 @@ def run(
     console = Console(highlight=False)
     console.print("loading torch and the model …", style="dim")
     from trainscope.cli.progress import ProgressDisplay
-    from trainscope.trainer.checkpoint import weights_path
-    from trainscope.trainer.models.save import usage_hint
     from trainscope.trainer.train import train
 
     with ProgressDisplay(console) as display:
         finished = train(resolved, out=out, callbacks=[display])
-    method = resolved.config.train.method
     console.print(f"{finished.status} at step {finished.step}", markup=False)
+    try:
+        code = 0 if no_audit else _audit(finished.run.path, fail_on)
+    finally:
+        # Whatever came of the audit, the training is done.
+        _say_how_to_use(finished, resolved, console)
+        typer.echo(str(finished.run.path))
+    raise typer.Exit(130 if finished.status == "interrupted" else code)
 
-    code = 0
-    if not no_audit:
-        from trainscope.cli.auditing import audit_run, show, write_reports
-        from trainscope.engine.audit import exit_code
 
-        report = audit_run(finished.run.path)
-        write_reports(report, finished.run.path, finished.run.path)
-        show(report, finished.run.path)
-        code = exit_code(report, fail_on)
+def _audit(run: Path, fail_on: str) -> int:
+    from trainscope.cli.auditing import audit_run, show, write_reports
+    from trainscope.engine.audit import exit_code
+
+    report = audit_run(run)
+    write_reports(report, run, run)
+    show(report, run)
+    return exit_code(report, fail_on)
+
+
+def _say_how_to_use(finished: Finished, resolved: ResolvedConfig, console: Console) -> None:
+    import textwrap
+
+    from trainscope.trainer.checkpoint import weights_path
+    from trainscope.trainer.models.save import usage_hint
+
+    method = resolved.config.train.method
     console.print()
     weights = weights_path(finished.checkpoint, method)
     console.print(f"The trained weights: {weights}", markup=False, soft_wrap=True)
@@ -62,7 +82,3 @@ def run(
     console.print("To use them:", markup=False)
     hint = usage_hint(method, weights, finished.inpainting, str(finished.model))
     console.print(textwrap.indent(hint, "    "), markup=False, soft_wrap=True)
-    typer.echo(str(finished.run.path))
-    if finished.status == "interrupted":
-        raise typer.Exit(130)
-    raise typer.Exit(code)

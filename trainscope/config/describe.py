@@ -87,7 +87,8 @@ _EXAMPLES = {
 
 
 def _type(field: FieldInfo) -> str:
-    schema = TypeAdapter(field.annotation).json_schema()
+    kind: Any = field.annotation
+    schema = TypeAdapter(kind).json_schema()
     text = _schema_type(schema)
     bounds = [f"{_SIGNS[key]} {value:g}" for limit in field.metadata for key, value in _bounds(limit)]
     return f"{text} {', '.join(bounds)}".strip()

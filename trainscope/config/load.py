@@ -137,7 +137,7 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     for part in parents:
         child = tree.setdefault(part, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {dotted}: {part} is not a section", hint="`trainscope config show` lists the keys")
+            raise ConfigError(f"--set {dotted}: {part} is not a section", hint="`trainscope config show`")
         tree = child
     tree[last] = value
 
@@ -165,7 +165,8 @@ def _problem(detail: ErrorDetails, tree: dict[str, Any]) -> str:
         return f"{key}: is required"
     if detail["type"] == "union_tag_invalid":
         found = tree.get("optimizer", {}).get("type")
-        return f"optimizer.type = {_shown(found)}: allowed are {', '.join(OPTIMIZERS)}{_nearest(str(found), OPTIMIZERS)}"
+        near = _nearest(str(found), OPTIMIZERS)
+        return f"optimizer.type = {_shown(found)}: allowed are {', '.join(OPTIMIZERS)}{near}"
     reason = _REASONS.get(detail["type"]) or f"{detail['msg'][0].lower()}{detail['msg'][1:]}"
     return f"{key} = {_shown(detail['input'])}: {reason}"
 

@@ -11,4 +11,6 @@ class Section(BaseModel):
     Strict, since TOML has types: `steps = "10"` and `steps = true` are errors.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )

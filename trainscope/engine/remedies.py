@@ -6,6 +6,7 @@ Edits no text (`trainscope.toml` does) and writes no file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+
 from trainscope.schema import Finding, Remedy, Report
 
 MIN_SCORE = 0.5

@@ -27,7 +27,7 @@ class Chunk:
     device: torch.device
 
     def gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        """This chunk of a list of tensors, in logical order, as one vector [elements]. Always a copy."""
+        """The chunk's part of a list of tensors, in logical order, as one vector [elements]. Always a copy."""
         return torch.cat([tensors[index].detach().reshape(-1) for index in self.indices])
 
     def split(self, flat: Tensor) -> list[Tensor]:

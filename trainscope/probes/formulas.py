@@ -1,7 +1,7 @@
 """The update that an optimizer's formula asks for, recomputed in float32 from the state before the step.
 
-This is the Δ of `delivered`. Each formula takes sampled elements as flat vectors, so it is written once, as its paper or
-source has it. Knows nothing of which elements are sampled or what becomes of the result.
+It is the Δ of `delivered`. Each formula takes sampled elements as flat vectors, so it is written once, as its paper
+or source has it. Knows nothing of which elements are sampled or what becomes of the result.
 """
 
 from __future__ import annotations

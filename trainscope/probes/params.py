@@ -20,7 +20,7 @@ def measure_params(requested: Mapping[str, Tensor], model: torch.nn.Module, opti
                    *, component: str) -> Record:
     """One row for each requested tensor, with its magnitude as it is now.
 
-    `is_model_object` is false where the optimizer holds another object than the model's: such a tensor is trained for nobody.
+    `is_model_object` is false where the optimizer holds another object than the model's: it is trained for nobody.
     """
     group_of = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     objects = {id(p) for p in model.parameters()}

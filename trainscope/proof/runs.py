@@ -1,7 +1,8 @@
 """Real runs of the trainer on tiny models, made once and kept.
 
 A run is kept under a key of everything that it depends on: its configuration, its faults, the code of the trainer and
-the versions of the libraries (not the images: they are the project's own). Rules that prove themselves on the same run share it. Judges nothing.
+the versions of the libraries (not the images: they are the project's own). Rules that prove themselves on the same run
+share it. Judges nothing.
 """
 
 from __future__ import annotations

@@ -13,9 +13,12 @@ from typing import Any
 from trainscope.report.figures import Figure, curve, heat_map
 from trainscope.report.images import Image, embed
 from trainscope.report.story import Card, Json
-from trainscope.report.wording import number, one_line
+from trainscope.report.wording import number
 
-OVERVIEW = ("eval_loss", "train_loss", "effective_lr", "d", "delivered", "relative_distance", "ema_lag", "ema_delivered")
+OVERVIEW = (
+    *("eval_loss", "train_loss", "effective_lr", "d"),
+    *("delivered", "relative_distance", "ema_lag", "ema_delivered"),
+)
 """Series of the overview, in order."""
 
 SHOWN_PLACES = 8

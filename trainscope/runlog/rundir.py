@@ -76,7 +76,7 @@ class RunDir:
     def read(self) -> dict[str, Any]:
         """run.json. Raises `RunError` if this is not a run, or one of a newer format."""
         if not self.path.exists():
-            raise RunError(f"no such run: {self.path}", hint="`trainscope run cfg.toml` prints the run's directory last")
+            raise RunError(f"no such run: {self.path}", hint="`trainscope run` prints the run's directory last")
         file = self.path / "run.json"
         try:
             info = json.loads(file.read_text(encoding="utf-8"))
@@ -180,7 +180,9 @@ def _claim(folder: Path) -> Path:
         folder.mkdir()
     except FileExistsError:
         if not folder.is_dir() or any(folder.iterdir()):
-            raise RunError(f"{folder} exists and is not empty", hint="runs are never overwritten; name another") from None
+            raise RunError(
+                f"{folder} exists and is not empty", hint="runs are never overwritten; name another"
+            ) from None
     return folder
 
 

@@ -24,7 +24,6 @@ from trainscope.trainer.ema import DTYPES
 from trainscope.trainer.models.save import save_lora, save_pipeline
 from trainscope.trainer.session import Session
 
-
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 

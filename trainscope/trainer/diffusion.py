@@ -15,18 +15,23 @@ from trainscope.trainer.session import Batch, Session
 def draw_noise(session: Session, batch: Batch, position: int) -> tuple[Tensor, Tensor]:
     """Noise like the latents, and timesteps [b]; each sample's depend on (seed, position, sample) only."""
     total = session.components.noise_scheduler.config.num_train_timesteps
-    stream = {"seed": session.seed, "step": position, "samples": batch.samples, "device": session.device}
-    return noise_like(batch.latents.shape[1:], **stream), draw_timesteps(high=total, **stream)
+    shape, samples = batch.latents.shape[1:], batch.samples
+    noise = noise_like(shape, seed=session.seed, step=position, samples=samples, device=session.device)
+    timesteps = draw_timesteps(
+        seed=session.seed, step=position, samples=samples, high=total, device=session.device
+    )
+    return noise, timesteps
 
 
 def denoising_loss(session: Session, batch: Batch, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Mean squared error of the prediction for each sample, float32 [b] (arXiv 2006.11239; v-prediction: 2202.00512)."""
+    """Mean squared error of the prediction, float32 [b] by sample (arXiv 2006.11239; v-prediction: 2202.00512)."""
     scheduler = session.components.noise_scheduler
     noisy = add_noise(scheduler, batch.latents, noise, timesteps)
     inputs = noisy if batch.condition is None else torch.cat([noisy, batch.condition], dim=1)
     with session.autocast():
         prediction = session.unet(inputs, timesteps, batch.text, return_dict=False)[0]
-    return (prediction.float() - _target(session, batch, noise, timesteps)).square().mean(dim=(1, 2, 3))
+    error: Tensor = prediction.float() - _target(session, batch, noise, timesteps)
+    return error.square().mean(dim=(1, 2, 3))
 
 
 def _target(session: Session, batch: Batch, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -38,7 +43,7 @@ def _target(session: Session, batch: Batch, noise: Tensor, timesteps: Tensor) ->
 
 
 def load_batch(session: Session, samples: Sequence[int], position: int) -> Batch:
-    """The cached latents and text of some samples; an inpainting model's masks are drawn for (seed, position, sample)."""
+    """The cached latents and text of some samples; random inpainting masks are drawn for (seed, position, sample)."""
     data, components = session.data, session.components
     condition = None
     if components.inpainting:

@@ -24,10 +24,10 @@ BATCH = 16
 def evaluate(session: Session) -> float:
     """Mean squared error over `eval.samples` fixed draws, with the weights as they are now. Draws no random number."""
     draws = session.config.eval.samples
-    losses = []
     with _no_dropout(session.unet):
-        for start in range(0, draws, BATCH):
-            losses.append(_losses(session, range(start, min(start + BATCH, draws)), draws))
+        losses = [
+            _losses(session, range(start, min(start + BATCH, draws)), draws) for start in range(0, draws, BATCH)
+        ]
     return float(torch.cat(losses).double().mean())
 
 

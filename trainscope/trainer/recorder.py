@@ -23,6 +23,7 @@ from trainscope.probes.pending import Pending, collect
 from trainscope.probes.tensors import TensorsProbe
 from trainscope.runlog.tables import TABLES
 from trainscope.runlog.writer import RecordError, RunWriter
+from trainscope.schema import Record
 from trainscope.trainer.cadence import Cadence
 from trainscope.trainer.callbacks import Callback, Progress
 from trainscope.trainer.session import Session
@@ -42,6 +43,7 @@ class Recorder:
         self._callbacks = callbacks
         self._pending: list[Pending] = []
         self._probe_seconds = 0.0
+        self._late_seconds = 0.0
         self._failed: set[str] = set()
         self._saw_nonfinite = False
         self._cadence = Cadence(session.config.probes, last_step=session.plan.steps)
@@ -54,7 +56,9 @@ class Recorder:
         """Record what is known before the first step."""
         session = self._session
         with self._guarded("params"):
-            self._add(measure_params(session.params, session.unet, session.optimizer, component="unet"))
+            measured = measure_params(session.params, session.unet, session.optimizer, component="unet")
+        if "params" not in self._failed:
+            self._add(measured)
         if self._tensors:
             for column, reason in self._tensors.reasons.items():
                 self._absent("tensors", column, reason)
@@ -95,14 +99,22 @@ class Recorder:
 
     def step_done(self, values: dict[str, Tensor], known: dict[str, Any]) -> None:
         """Record a step that is over: `values` are scalars on the device, `known` is on the host already."""
-        session = self._session
+        session, started = self._session, time.perf_counter()
+        self._settle()
         if self._adapters and self._due("adapters", session.step):
             with self._guarded("adapters"):
                 self._pending.append(self._adapters.measure(session.step))
-        with self._guarded("groups"):
-            self._writer.add(self._groups.after_step(session.step))
+        groups: list[Record] = []
+        if "groups" not in self._failed:
+            with self._guarded("groups"):
+                groups.append(self._groups.after_step(session.step))
+        for record in groups:
+            self._add(record)
         probe_seconds, self._probe_seconds = self._probe_seconds, 0.0
-        known = {**known, "time": time.time(), "probe_seconds": probe_seconds}
+        # Recording is part of the step, also what is done after the loop stopped its watch.
+        seconds = known["seconds"] + self._late_seconds + time.perf_counter() - started
+        self._late_seconds = 0.0
+        known = {**known, "time": time.time(), "seconds": seconds, "probe_seconds": probe_seconds}
         self._pending.append(
             Pending(
                 table="steps",
@@ -112,7 +124,7 @@ class Recorder:
                 values=torch.stack([value.detach().double() for value in values.values()]).unsqueeze(1),
             )
         )
-        if self._cadence.learn(step_seconds=known["seconds"] - probe_seconds, probe_seconds=probe_seconds):
+        if self._cadence.learn(step_seconds=seconds - probe_seconds, probe_seconds=probe_seconds):
             self.event("probe_cadence", every=self._cadence.every)
         if session.step % DRAIN_STEPS == 0:
             self.drain()
@@ -121,17 +133,19 @@ class Recorder:
         """Bring over what is still on the device, and let the writer write if it is time."""
         started = time.perf_counter()
         pending, self._pending = self._pending, []
-        for record in collect(pending):
-            self._writer.add(record)
+        for record in self._collected(pending):
+            self._add(record)
             if record.table == "steps":
                 self._tell(record.columns)
-        self._writer.flush_if_due()
-        self._probe_seconds += time.perf_counter() - started
+        self._write(self._writer.flush_if_due)
+        seconds = time.perf_counter() - started
+        self._probe_seconds += seconds
+        self._late_seconds += seconds
 
     def flush(self) -> None:
         """Everything measured so far is on disk when this returns."""
         self.drain()
-        self._writer.flush()
+        self._write(self._writer.flush)
 
     def add_row(self, table: str, /, **values: Any) -> None:
         self._writer.add_row(table, **values)
@@ -143,6 +157,39 @@ class Recorder:
         )
         for callback in self._callbacks:
             callback.on_event(kind, detail)
+
+    def _collected(self, pending: Sequence[Pending]) -> list[Record]:
+        try:
+            return collect(pending)
+        except Exception:  # one of them is to blame: find out which
+            records: list[Record] = []
+            for item in pending:
+                try:
+                    records += collect([item])
+                except Exception as error:
+                    self._give_up(item.table, error)
+            return records
+
+    def _add(self, record: Record) -> None:
+        try:
+            self._writer.add(record)
+        except OSError:  # no probe is to blame for a full disk
+            raise
+        except Exception as error:
+            self._give_up(record.table, error)
+
+    def _write(self, flush: Callable[[], None]) -> None:
+        try:
+            flush()
+        except RecordError as error:
+            for table, reason in error.reasons.items():
+                self._give_up(table, ValueError(reason))
+            self._writer.flush()
+
+    def _settle(self) -> None:
+        """While the cadence is being found, let the device finish: what a probe costs there is not known otherwise."""
+        if self._cadence.every is None and self._session.device.type == "cuda":
+            torch.cuda.synchronize(self._session.device)
 
     def _tell(self, columns: dict[str, list[Any]]) -> None:
         """Show a step's values; the first non-finite loss is an event."""
@@ -159,9 +206,10 @@ class Recorder:
         if table not in self._session.config.probes.tables:
             self._absent(table, None, "not among probes.tables")
             return None
+        made: list[Probe] = []
         with self._guarded(table):
-            return make()
-        return None
+            made.append(make())
+        return made[0] if made else None
 
     def _due(self, table: str, step: int) -> bool:
         return table not in self._failed and self._cadence.due(step)
@@ -169,16 +217,23 @@ class Recorder:
     @contextmanager
     def _guarded(self, table: str) -> Iterator[None]:
         """Time a probe; if it fails, say so in the log and on the console, and do without it from here on."""
+        self._settle()
         started = time.perf_counter()
         try:
             yield
         except Exception as error:  # whatever a probe does wrong, the training is worth more
-            self._failed.add(table)
-            reason = f"the probe failed: {type(error).__name__}: {error}"
-            self._absent(table, None, reason)
-            self.event("probe_failed", table=table, reason=reason)
+            self._give_up(table, error)
         finally:
+            self._settle()
             self._probe_seconds += time.perf_counter() - started
+
+    def _give_up(self, table: str, error: Exception) -> None:
+        if table in self._failed:
+            return
+        self._failed.add(table)
+        reason = f"the probe failed: {type(error).__name__}: {error}"
+        self._absent(table, None, reason)
+        self.event("probe_failed", table=table, reason=reason)
 
     def _absent(self, table: str, column: str | None, reason: str) -> None:
         """Say in `coverage` why a column, or a whole table, is not recorded."""

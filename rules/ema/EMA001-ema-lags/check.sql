@@ -1,5 +1,5 @@
 -- ‖θ − shadow‖ against ‖θ − θ₀‖, over all tensors, at the last look that recorded both.
--- NaN: comparisons with NaN are false.
+-- NaN sorts above every number in DuckDB, so a norm that went non-finite has to be left out by name (SYM004 tells it).
 WITH both_looked AS (
     SELECT max(e.step) AS step FROM ema AS e JOIN tensors AS t USING (step)
 ),
@@ -20,4 +20,4 @@ SELECT
     $max_lag AS threshold,
     least(1.0, lag.norm / travelled.norm) AS score
 FROM both_looked, lag, travelled
-WHERE travelled.norm > 0 AND lag.norm / travelled.norm > $max_lag
+WHERE isfinite(lag.norm) AND isfinite(travelled.norm) AND travelled.norm > 0 AND lag.norm / travelled.norm > $max_lag

@@ -1,6 +1,6 @@
 -- The factor in effect and what the pairs add, at the last look.
 -- A low scale that a higher lr made up for is no hit.
--- NaN: comparisons with NaN are false. NULL: no adapters, no row.
+-- NaN sorts above every number, so `NaN < x` is false and a run that went non-finite no hit. NULL: no adapters, no row.
 WITH ends AS (
     SELECT
         max(step) AS step,

@@ -1,6 +1,6 @@
 -- The highest lr that a step used, and when d was half way, in orders of magnitude, from d0 to where it ended.
 -- A low lr alone is no hit: with d half way in good time the search was quick enough.
--- NaN: comparisons with NaN are false. NULL: no d, no row.
+-- NaN: a d that is not finite has no half way and gives no row. NULL: no d, no row.
 WITH per_group AS (
     SELECT
         "group",

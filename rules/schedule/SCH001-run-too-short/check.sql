@@ -1,6 +1,7 @@
 -- How often an image was seen, and whether the held-out loss was still on its way down.
 -- A short run whose curve flattened is no hit.
--- NaN: a loss that went non-finite compares as false: no hit. NULL: losses that are not there are left out.
+-- NaN sorts above every number in DuckDB, so a fall that is not finite has to be left out by name: no hit (SYM004).
+-- NULL: losses that are not there are left out.
 WITH seen AS (
     SELECT count(*) / count(DISTINCT sample) AS per_image, count(DISTINCT sample) AS images, max(step) AS steps,
         count(*) / max(step) AS samples_per_step
@@ -40,4 +41,5 @@ SELECT
 FROM seen, fall
 WHERE seen.per_image < $min_seen
     AND seen.steps < $enough_steps
+    AND isfinite(fall.whole)
     AND (fall.whole BETWEEN -0.02 AND 0.005 OR (fall.whole > 0.005 AND fall.late >= $min_late_fall))

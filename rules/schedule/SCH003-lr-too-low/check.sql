@@ -1,6 +1,6 @@
 -- Weights (for a LoRA: what it adds) that hardly moved although the updates arrived and the lr was not held down by a
 -- warmup, and a held-out loss that hardly fell.
--- NaN: comparisons with NaN are false. An optimizer whose step cannot be recomputed counts as delivering.
+-- NaN sorts above every number, so `NaN < x` is false: no hit. An optimizer whose step cannot be recomputed counts as delivering.
 WITH weights AS (
     SELECT max(step) AS steps,
         sqrt(sum(distance_from_start::DOUBLE ^ 2)) / nullif(sqrt(sum(weight_norm::DOUBLE ^ 2)), 0) AS moved

@@ -1,5 +1,5 @@
 -- The fall of the held-out loss, of the weights and of their average, from the first evaluation to the last.
--- NaN: compares as false, so it gives no hit.
+-- NaN sorts above every number in DuckDB: a share that is not finite is not below the threshold, so it gives no hit.
 WITH falls AS (
     SELECT
         weights,

@@ -8,6 +8,7 @@ from trainscope.schema import Diagnosis, Finding, RankedCause, Remedy, Report
 
 from .test_diagnose import finding
 
+
 def report(*diagnoses: list[Finding], kind: str = "causes") -> Report:
     told = []
     for findings in diagnoses:

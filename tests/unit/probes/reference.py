@@ -47,7 +47,9 @@ def delivered(applied: np.ndarray, intended: np.ndarray) -> float | None:
     return None if total == 0 else float(np.dot(applied, intended)) / total
 
 
-def adamw(theta: np.ndarray, grad: np.ndarray, m: np.ndarray, v: np.ndarray, t: int, group: dict[str, Any]) -> np.ndarray:
+def adamw(
+    theta: np.ndarray, grad: np.ndarray, m: np.ndarray, v: np.ndarray, t: int, group: dict[str, Any]
+) -> np.ndarray:
     """AdamW's update at step t (from 1)."""
     b1, b2 = group["betas"]
     m = b1 * m + (1 - b1) * grad

@@ -86,9 +86,9 @@ def load_image(sample: Sample, resolution: int) -> Tensor:
     """
     try:
         image = _decode(sample.path.read_bytes())
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         raise DataError(
-            f"{sample.path} cannot be read any more: {_reason(error)}",
+            f"{sample.path} cannot be read any more: {reason(error)}",
             hint="leave the data folder alone while a run uses it",
         ) from error
     size, box = fit_square(image.size, resolution)
@@ -122,7 +122,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-_UNDECODABLE = (
+UNDECODABLE = (
     OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError, IndexError, KeyError, TypeError,
     Image.DecompressionBombError,
 )  # fmt: skip
@@ -130,7 +130,7 @@ _UNDECODABLE = (
 
 
 def _decode(data: bytes) -> Image.Image:
-    """Decode a file to RGB, upright. Raises one of `_UNDECODABLE`, a ValueError where the size is out of bounds."""
+    """Decode a file to RGB, upright. Raises one of `UNDECODABLE`, a ValueError where the size is out of bounds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large sizes and odd EXIF; the sizes are checked here
         image = Image.open(io.BytesIO(data))
@@ -151,12 +151,12 @@ def _inspect(index: int, path: Path) -> Sample:
         image = _decode(data)
         width, height = image.size
         phash = difference_hash(image)
-    except _UNDECODABLE as error:
-        return Sample(index, path, width, height, "", digest, phash, dropped=_reason(error))
+    except UNDECODABLE as error:
+        return Sample(index, path, width, height, "", digest, phash, dropped=reason(error))
     return Sample(index, path, width, height, "", digest, phash)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """One line for the user; Pillow's own text names memory addresses and Python types."""
     if isinstance(error, UnidentifiedImageError):
         return "not a picture, or its beginning is damaged"

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from trainscope.errors import DataError
-from trainscope.trainer.data.images import EXTENSIONS, Sample, fit_square, to_rgb
+from trainscope.trainer.data.images import EXTENSIONS, UNDECODABLE, Sample, fit_square, reason, to_rgb
 
 
 def random_mask(
@@ -43,7 +43,7 @@ def random_mask(
 def find_masks(folder: Path, samples: Sequence[Sample]) -> dict[int, Path]:
     """Find the mask of each used sample, the picture of the same stem in `folder`: sample index to path.
 
-    Raises `DataError`: no such folder, or samples without a mask (up to 5 are named).
+    Raises `DataError`: no such folder, samples without a mask, or masks that cannot be decoded (up to 5 are named).
     """
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
@@ -61,7 +61,23 @@ def find_masks(folder: Path, samples: Sequence[Sample]) -> dict[int, Path]:
             f"{len(missing)} of {len(used)} pictures have no mask in {folder}: {names}",
             hint="a mask is a picture of the same name, white where the model shall paint",
         )
+    broken = [problem for sample in used if (problem := _problem_of(by_stem[sample.path.stem]))]
+    if broken:
+        more = f"\n  … and {len(broken) - 5} more" if len(broken) > 5 else ""
+        raise DataError(
+            f"{len(broken)} of {len(used)} masks in {folder} cannot be read:\n  " + "\n  ".join(broken[:5]) + more,
+            hint="save them again as PNG",
+        )
     return {sample.index: by_stem[sample.path.stem] for sample in used}
+
+
+def _problem_of(path: Path) -> str:
+    """Why a mask cannot be used; found now, and not in the middle of the training."""
+    try:
+        _decode(path)
+    except UNDECODABLE as error:
+        return f"{path.name}: {reason(error)}"
+    return ""
 
 
 def load_mask(path: Path, sample: Sample, resolution: int) -> Tensor:
@@ -71,13 +87,19 @@ def load_mask(path: Path, sample: Sample, resolution: int) -> Tensor:
     decoded.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            upright = ImageOps.exif_transpose(Image.open(path))
-            layer = (to_rgb(upright) if upright.mode.startswith("I") else upright).convert("RGBA")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"the mask {path} cannot be read: {error}", hint="save it again as PNG") from error
+        layer = _decode(path)
+    except UNDECODABLE as error:
+        raise DataError(f"the mask {path} cannot be read: {reason(error)}", hint="save it again as PNG") from error
     size, box = fit_square((sample.width, sample.height), resolution)
     black = Image.new("RGBA", layer.size, "black")
     grey = Image.alpha_composite(black, layer).convert("L").resize(size, Image.Resampling.NEAREST).crop(box)
     return torch.from_numpy((np.asarray(grey) >= 128).astype(np.float32))[None]
+
+
+def _decode(path: Path) -> Image.Image:
+    """RGBA, upright. Raises one of `UNDECODABLE`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            return (to_rgb(upright) if upright.mode.startswith("I") else upright).convert("RGBA")
