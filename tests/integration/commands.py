@@ -59,12 +59,12 @@ def trainscope(*args: object) -> Result:
     raise AssertionError("main() came back instead of exiting")
 
 
-def in_a_process(*args: object, cwd: Path, timeout: float = 120) -> Result:
+def in_a_process(*args: object, cwd: Path, timeout: float = 120, **environment: str) -> Result:
     """Run the command as a user's shell does, its output in pipes."""
     done = subprocess.run(
         [sys.executable, "-m", "trainscope", *map(str, args)],
         cwd=cwd,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
         encoding="utf-8",

@@ -137,7 +137,7 @@ def test_a_bad_setting(setting: str, says: tuple[str, ...], here: Path) -> None:
     ("setting", "says"),
     [
         ("audit.thresholds.PREC999.x=1", ("audit.thresholds.PREC999: no such rule",)),
-        ("audit.thresholds.PREC001.min_deliverd=1", ("min_deliverd: no such threshold; did you mean min_delivered?",)),
+        ("audit.thresholds.PREC001.min_deliverd=1", ("min_deliverd: no such threshold (did you mean min_delivered?)",)),
     ],
 )
 def test_an_unknown_threshold_is_found_before_the_training(setting: str, says: tuple[str, ...], here: Path) -> None:
@@ -331,8 +331,8 @@ def test_what_init_writes_is_a_good_configuration(here: Path) -> None:
 # ---- run directories
 
 
-def change_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+def change_json(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
 
 
 def _part(run: Path, table: str = "steps") -> Path:
@@ -480,17 +480,21 @@ def test_a_log_that_is_not_there_is_not_observable(own_run: Path) -> None:
     assert {rule["outcome"] for rule in report["rules"]} <= {"not_observable", "not_applicable"}
 
 
-def test_a_flipped_byte_is_found_or_harmless(own_run: Path) -> None:
-    """No byte of a Parquet file can be changed so that the reader fails in a way of its own."""
+def test_a_flipped_bit_is_found(own_run: Path) -> None:
+    """A bit flipped anywhere in a Parquet file never makes another number, but in its description of itself."""
     part, rng = _part(own_run), random.Random(0)
-    whole = part.read_bytes()
+    whole, query = part.read_bytes(), "SELECT * FROM steps ORDER BY step"
+    numbers = trainscope("sql", own_run, query).out
+    other = 0
     for _ in range(120):
         broken = bytearray(whole)
         broken[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         part.write_bytes(broken)
-        result = trainscope("sql", own_run, "SELECT sum(step) FROM steps")
+        result = trainscope("sql", own_run, query)
         assert result.code in (0, 2), result.err
-        assert result.code == 0 or str(part) in result.message or "steps" in result.message
+        assert result.code == 0 or str(part) in result.message
+        other += result.code == 0 and result.out != numbers
+    assert other <= 6, f"{other} of 120 damaged files gave other numbers"
 
 
 # ---- options
@@ -537,7 +541,7 @@ def test_a_bad_option_of_audit(
         (("config", "show", "trian.steps"), ("unknown key: trian.steps", "did you mean train.steps?")),
         (("config", "show", "zzz"), ("unknown key: zzz", "trainscope config show")),
         (("rules", "list", "--format", "xml"), ("--format xml: allowed are console, json",)),
-        (("rules", "show", "PREC999"), ("no rule PREC999", "did you mean PREC00")),
+        (("rules", "show", "PREC0001"), ("no rule PREC0001", "did you mean PREC001?")),
         (("rules", "validate", "nope"), ("nope", "no such folder of rules")),
         (("rules", "test", "nope"), ("nope", "no such folder of rules")),
         (("prove", "NOPE"), ("no rule has the code NOPE",)),
@@ -623,6 +627,12 @@ def outcomes(run: Path, *options: object) -> tuple[int | None, dict[str, dict[st
     return result.code, {rule["code"]: rule for rule in json.loads(result.out)["rules"]}
 
 
+@pytest.fixture(scope="session")
+def others(short_run: Path) -> dict[str, str]:
+    """What trainscope's own rules say of the short run."""
+    return {code: rule["outcome"] for code, rule in outcomes(short_run)[1].items()}
+
+
 def test_a_rule_of_ones_own(own_rule: Path, short_run: Path) -> None:
     code, found = outcomes(short_run, "--rules", "mine")
     assert (code, found["OWN001"]["outcome"]) == (0, "fired")
@@ -646,20 +656,20 @@ def test_a_rule_of_ones_own(own_rule: Path, short_run: Path) -> None:
     ids=["cast", "error()", "column", "table", "syntax", "copy", "two", "parameter", "toml", "header", "readme"],
 )
 def test_a_broken_rule_is_its_own_problem(
-    file: str, content: str, says: str, own_rule: Path, own_run: Path, here: Path
+    file: str, content: str, says: str, own_rule: Path, own_run: Path, others: dict[str, str]
 ) -> None:
-    _, healthy = outcomes(own_run)
     (own_rule / file).write_text(content, encoding="utf-8")
     before = digest(own_run.parent)
     code, found = outcomes(own_run, "--rules", "mine")
     assert code == 3
     assert found["OWN001"]["outcome"] == "crashed"
     assert says in found["OWN001"]["reason"]
-    del found["OWN001"]
-    assert {code: rule["outcome"] for code, rule in found.items()} == {
-        code: rule["outcome"] for code, rule in healthy.items()
-    }
+    assert {code: rule["outcome"] for code, rule in found.items() if code != "OWN001"} == others
     assert digest(own_run.parent) == before
+
+
+def test_a_crashed_rule_is_shown_and_can_be_ignored(own_rule: Path, own_run: Path) -> None:
+    (own_rule / "check.sql").write_text("SELECT error('boom') AS value FROM steps", encoding="utf-8")
     shown = trainscope("audit", own_run, "--rules", "mine", "--format", "console", "--fail-on", "never")
     assert shown.code == 3
     assert "OWN001" in shown.out

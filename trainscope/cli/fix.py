@@ -10,30 +10,27 @@ import typer
 from trainscope.errors import ConfigError
 
 if TYPE_CHECKING:
-    from trainscope.runlog.reader import Run
+    from trainscope.schema import Report
 
 PATH_KEYS = ("data.dir", "data.mask_dir", "model.base", "run.dir")
 """Keys that are relative to the configuration's file, and change when it moves."""
 
 
 def fix(
-    run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
+    run: Annotated[Path, typer.Argument(help="A run directory, or a configuration.", metavar="RUN")],
     output: Annotated[Path, typer.Option(help="The file to write; it must not exist.")] = Path("cfg.fixed.toml"),
 ) -> None:
     """Write the configuration with the remedies applied."""
-    from trainscope.cli.auditing import audit_run
     from trainscope.config.load import parse_config
     from trainscope.engine.remedies import chosen_patches
-    from trainscope.runlog.reader import read_run
     from trainscope.toml import apply_patch, patch_diff
 
-    report = audit_run(run)
+    report, text, keys, source = _planned(run) if run.is_file() else _audited(run)
     chosen = chosen_patches(report)
     if not chosen:
         typer.echo(f"{report.verdict}\nThere is nothing to change: no finding has a remedy.")
         return
-    read = read_run(run)
-    before = apply_patch(read.config_text, {**_given_on_the_command_line(read), **_moved_paths(read, output)})
+    before = apply_patch(text, {**_given_on_the_command_line(keys), **_moved_paths(keys, source, output)})
     patch = {key: value for _, remedy in chosen for key, value in remedy.config_patch.items()}
     after = apply_patch(before, patch)
     parse_config(after, path=output)  # a remedy that makes an impossible configuration is never written
@@ -50,24 +47,42 @@ def fix(
     typer.echo(f"{output} written. Next: trainscope run {output}")
 
 
-def _given_on_the_command_line(run: Run) -> dict[str, Any]:
+def _audited(run: Path) -> tuple[Report, str, list[dict[str, Any]], Path | None]:
+    """The report of a run, and its configuration: text, keys with value and origin, file."""
+    from trainscope.cli.auditing import audit_run
+    from trainscope.runlog.reader import read_run
+
+    report, read = audit_run(run), read_run(run)
+    return report, read.config_text, read.config_rows(), read.config_path
+
+
+def _planned(config: Path) -> tuple[Report, str, list[dict[str, Any]], Path | None]:
+    """The same for a configuration that has not run, from its preflight."""
+    from trainscope.cli.preflight import preflight_report
+    from trainscope.config.load import load_config
+
+    resolved = load_config(config)
+    rows = [{"key": key, "value": value, "origin": origin} for key, value, origin in resolved.rows()]
+    return preflight_report(resolved), resolved.text, rows, config.resolve()
+
+
+def _given_on_the_command_line(keys: list[dict[str, Any]]) -> dict[str, Any]:
     """What `--set` changed belongs to the configuration that is being corrected."""
-    return {row["key"]: row["value"] for row in run.config_rows() if row["origin"] == "cli"}
+    given = {row["key"]: row["value"] for row in keys if row["origin"] == "cli"}
+    # JSON has no infinity; the run's file says it in words.
+    return {key: float(value) if value in ("inf", "-inf") else value for key, value in given.items()}
 
 
-def _moved_paths(run: Run, output: Path) -> dict[str, str]:
-    """Relative paths, rewritten if the corrected configuration will lie in another folder than the run's."""
-    source = run.config_path
+def _moved_paths(keys: list[dict[str, Any]], source: Path | None, output: Path) -> dict[str, str]:
+    """Relative paths, rewritten if the corrected configuration will lie in another folder than the one it corrects."""
     if source is None or source.parent == output.resolve().parent:
         return {}
-    values = {row["key"]: row for row in run.config_rows()}
     moved = {}
-    for key in PATH_KEYS:
-        row = values.get(key)
-        if row is None or row["origin"] not in ("file", "cli") or not row["value"]:
+    for row in keys:
+        if row["key"] not in PATH_KEYS or row["origin"] not in ("file", "cli") or not row["value"]:
             continue
         path = source.parent / row["value"]
         # model.base may also be a hub id or a tiny model; then there is no such path.
-        if not Path(row["value"]).is_absolute() and (path.exists() or key == "run.dir"):
-            moved[key] = str(path.resolve())
+        if not Path(row["value"]).is_absolute() and (path.exists() or row["key"] == "run.dir"):
+            moved[row["key"]] = str(path.resolve())
     return moved

@@ -6,13 +6,13 @@ Knows nothing of the class that keeps the average.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from trainscope.probes.flat import FlatLayout, same_bits
-from trainscope.probes.pending import Pending
+from trainscope.probes.pending import NullWhere, Pending
 
 MEASURES = (
     "lag_norm",
@@ -82,4 +82,4 @@ class EmaProbe:
         )
 
 
-NULL_WHERE: dict[str, Callable[[dict[str, float]], bool]] = {"delivered": lambda row: row["intended_norm"] == 0}
+NULL_WHERE: NullWhere = {"delivered": (("intended_norm", 0.0),)}

@@ -17,6 +17,9 @@ from torch import Tensor
 CHUNK_ELEMENTS = 2**22
 """Elements that are measured at once: bounds the temporary memory. A larger tensor is a chunk of its own."""
 
+EXACT_IN_FLOAT32 = 2**24
+"""Up to here a float32 counts without rounding."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -39,15 +42,19 @@ class Chunk:
 
     def sums(self, *vectors: Tensor) -> Tensor:
         """Sum of each tensor's segment, in float64: [len(vectors), tensors]."""
-        return torch.stack([self._reduce(vector.double(), "sum") for vector in vectors])
+        return torch.stack([self._sum(vector.double()) for vector in vectors])
 
-    def largest(self, vector: Tensor) -> Tensor:
-        """Maximum of each tensor's segment, as float64 [tensors]; -inf for an empty tensor, NaN if one is NaN."""
-        return self._reduce(vector.float(), "max").double()
+    def counts(self, mask: Tensor) -> Tensor:
+        """How many of each tensor's elements are True, as float64 [tensors]."""
+        return self._sum(mask.float() if max(self.sizes) < EXACT_IN_FLOAT32 else mask.double()).double()
 
-    def _reduce(self, vector: Tensor, how: str) -> Tensor:
+    def norms(self, vector: Tensor, order: float = 2.0) -> Tensor:
+        """Norm of each tensor's segment, as float64 [tensors]; NaN if an element is NaN."""
+        return torch.stack(list(torch._foreach_norm(self.split(vector), order, dtype=torch.float64)))
+
+    def _sum(self, vector: Tensor) -> Tensor:
         # `unsafe` only skips the check that the lengths add up, which would wait for the device.
-        return torch.segment_reduce(vector, how, lengths=self._lengths, unsafe=True)
+        return torch.segment_reduce(vector, "sum", lengths=self._lengths, unsafe=True)
 
 
 class FlatLayout:

@@ -6,7 +6,7 @@ Knows nothing of what the values mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from trainscope.schema import Record
+
+NullWhere = dict[str, tuple[tuple[str, float], ...]]
+"""Column → (other column, value) pairs: NULL where the other column has that value."""
 
 ABSENT = -1.0
 """Stands for NULL on the device, in measures that cannot be negative."""
@@ -23,8 +26,7 @@ ABSENT = -1.0
 class Pending:
     """Rows of one table at one step: `values` is float64 [len(columns), rows] on the device.
 
-    `keys` are the columns known on the host. `null_where` says, for a column, which of its values mean "none":
-    it gets a row of values and answers True for NULL.
+    `keys` are the columns known on the host. `null_where` says which of a column's values mean "none".
     """
 
     table: str
@@ -33,7 +35,7 @@ class Pending:
     columns: tuple[str, ...]
     values: Tensor
     integers: frozenset[str] = frozenset()
-    null_where: dict[str, Callable[[dict[str, float]], bool]] = field(default_factory=dict)
+    null_where: NullWhere = field(default_factory=dict)
 
 
 def collect(pending: Sequence[Pending]) -> list[Record]:
@@ -61,17 +63,16 @@ def _record(item: Pending, values: list[list[float]]) -> Record:
     columns: dict[str, list[Any]] = {"step": [item.step] * rows, **item.keys}
     for name, column in zip(item.columns, values, strict=True):
         columns[name] = [int(value) for value in column] if name in item.integers else list(column)
-    for name, is_null in item.null_where.items():
-        for row in range(rows):
-            if is_null({column: values[i][row] for i, column in enumerate(item.columns)}):
-                columns[name][row] = None
+    measured = dict(zip(item.columns, values, strict=True))
+    for name, conditions in item.null_where.items():
+        for other, sentinel in conditions:
+            columns[name] = [
+                None if given == sentinel else value
+                for value, given in zip(columns[name], measured[other], strict=True)
+            ]
     return Record(item.table, columns)
 
 
-def absent(*columns: str) -> dict[str, Callable[[dict[str, float]], bool]]:
+def absent(*columns: str) -> NullWhere:
     """`null_where` of columns that hold `ABSENT` where they have no value."""
-
-    def holds_absent(name: str) -> Callable[[dict[str, float]], bool]:
-        return lambda row: row[name] == ABSENT
-
-    return {name: holds_absent(name) for name in columns}
+    return {name: ((name, ABSENT),) for name in columns}

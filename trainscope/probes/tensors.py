@@ -6,13 +6,13 @@ Gradients are read before the step, since some optimizers overwrite them in it. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from trainscope.probes.flat import FlatLayout, same_bits
-from trainscope.probes.pending import ABSENT, Pending, absent
+from trainscope.probes.pending import ABSENT, NullWhere, Pending, absent
 from trainscope.probes.sampling import MEASURES as SAMPLED
 from trainscope.probes.sampling import StepSample
 
@@ -62,13 +62,12 @@ class TensorsProbe:
         self._before, self._nonzero = [], []
         for chunk in self._layout.chunks:
             grad = chunk.gather(filled)
-            magnitude = grad.abs().float()
-            nonzero = grad != 0
-            squares, nonfinite, zeros, nonzeros = chunk.sums(
-                magnitude.double() ** 2, ~torch.isfinite(grad), grad == 0, nonzero
-            )
-            largest = chunk.largest(torch.where(torch.isfinite(magnitude), magnitude, math.inf))
-            self._put(self._gradient, chunk.indices, [squares.sqrt(), largest, nonfinite, zeros, nonzeros])
+            nonzero = grad != 0  # NaN is not zero
+            nonzeros = chunk.counts(nonzero)
+            zeros = torch.tensor(chunk.sizes, dtype=torch.float64, device=grad.device) - nonzeros
+            largest = torch.nan_to_num(chunk.norms(grad, math.inf), nan=math.inf, posinf=math.inf)
+            nonfinite = chunk.counts(~torch.isfinite(grad))
+            self._put(self._gradient, chunk.indices, [chunk.norms(grad), largest, nonfinite, zeros, nonzeros])
             self._before.append(chunk.gather(self._tensors))
             self._nonzero.append(nonzero)
         self._sample.before_step(grads)
@@ -81,15 +80,15 @@ class TensorsProbe:
             self._layout.chunks, self._before, self._nonzero, self._start, strict=True
         ):
             now = chunk.gather(self._tensors)
-            wide = now.double()
-            weight2, nonfinite, update2, lost, distance2 = chunk.sums(
-                wide**2,
-                ~torch.isfinite(now),
-                (wide - before.double()) ** 2,
-                nonzero & same_bits(now, before),
-                (wide - start.double()) ** 2,
-            )
-            self._put(update, chunk.indices, [weight2.sqrt(), nonfinite, update2.sqrt(), lost, distance2.sqrt()])
+            wide = now.float()
+            rows = [
+                chunk.norms(wide),
+                chunk.counts(~torch.isfinite(now)),
+                chunk.norms(wide - before.float()),
+                chunk.counts(nonzero & same_bits(now, before)),
+                chunk.norms(wide - start.float()),
+            ]
+            self._put(update, chunk.indices, rows)
         self._before, self._nonzero = [], []
         values = torch.cat([self._gradient, update, self._state(), self._sample.measure()])
         has_grad = torch.tensor(self._has_grad, dtype=torch.float64, device=values.device)
@@ -144,8 +143,8 @@ def _present(states: list[Mapping[str, object]], keys: tuple[str, ...]) -> dict[
     return found
 
 
-NULL_WHERE: dict[str, Callable[[dict[str, float]], bool]] = {
+NULL_WHERE: NullWhere = {
     **absent("grad_norm", "grad_absmax", *STATE, *SAMPLED),
     # It may be -1 by itself; and where nothing was asked for, 0 / 0 is no measurement.
-    "delivered": lambda row: row["applied_norm"] == ABSENT or row["intended_norm"] == 0,
+    "delivered": (("applied_norm", ABSENT), ("intended_norm", 0.0)),
 }

@@ -107,7 +107,7 @@ class RunWriter:
             del self._buffers[table]
             raise RecordError({table: str(error).partition("\n")[0]}) from error
         sink = pa.BufferOutputStream()
-        pq.write_table(arrow, sink, compression="zstd")
+        pq.write_table(arrow, sink, compression="zstd", write_page_checksum=True)
         folder = self._run.log / table
         folder.mkdir(exist_ok=True)
         number = self._files.get(table, 0)

@@ -21,7 +21,9 @@ arrival AS (
 ),
 -- Where eps outweighs the gradients, steps are small for another reason (PREC003).
 eps AS (
-    SELECT coalesce(median(eps_dominated_fraction), 0) AS dominated FROM tensors
+    SELECT coalesce(sum(eps_dominated_fraction * p.numel) / sum(p.numel), 0) AS dominated
+    FROM tensors AS t JOIN params AS p USING (param)
+    WHERE eps_dominated_fraction IS NOT NULL
 ),
 lr AS (
     SELECT max(lr) AS peak_lr, max(base_lr) AS base_lr FROM groups
@@ -41,7 +43,7 @@ run AS (
         power(10, least(4, ceil(log10(1e-2 / greatest(coalesce(lora.moved, weights.moved), 1e-9))))) AS raise
     FROM weights, lora, arrival, eps, lr, curve
     WHERE arrival.delivered >= $min_delivered
-        AND eps.dominated < 0.5
+        AND eps.dominated < $max_eps_share
         AND lr.peak_lr >= 0.5 * lr.base_lr
         AND coalesce(lora.scale, 1) >= 0.06
 )
