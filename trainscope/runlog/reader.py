@@ -9,16 +9,18 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from trainscope.errors import RunError
 from trainscope.runlog.rundir import RunDir
 from trainscope.runlog.tables import TABLES
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ def _is_resolved(found: Any) -> bool:
 
 
 def _open_table(run: RunDir, name: str) -> ds.Dataset:
+    import pyarrow.dataset as ds  # imports pandas where there is one: a third of a second that only reading needs
+
     schema, folder = TABLES[name].schema, run.log / name
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is damaged: it is a file, and a table is a folder of Parquet files")

@@ -88,15 +88,20 @@ class RunWriter:
     def flush(self) -> None:
         """Write everything buffered.
 
-        Raises `RecordError` when everything else is written. After an `OSError` nothing is lost: flush again.
+        Raises `OSError` or `RecordError` when everything that can be written is. After an `OSError` nothing is lost.
         """
         reasons: dict[str, str] = {}
+        failure: OSError | None = None
         for table in list(self._buffers):
             try:
                 self._write(table)
             except RecordError as error:
                 reasons |= error.reasons
+            except OSError as error:
+                failure = error
         self._last_flush = time.monotonic()
+        if failure is not None:
+            raise failure
         if reasons:
             raise RecordError(reasons)
 

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from trainscope.errors import TrainingError
 from trainscope.runlog.rundir import RunDir, sync_folder
 from trainscope.trainer.ema import DTYPES
 from trainscope.trainer.models.save import save_lora, save_pipeline
@@ -48,10 +50,15 @@ def save_checkpoint(session: Session, run: RunDir) -> Path:
             _save_state(session, beside / "state")
         _sync_tree(beside)
         beside.rename(folder)
-    except BaseException:
+    except BaseException as error:
         # Half a checkpoint is of no use, and on a full disk it takes the room that the log still needs.
         shutil.rmtree(beside, ignore_errors=True)
-        raise
+        if (reason := _why_not_written(error)) is None:
+            raise
+        raise TrainingError(
+            f"the checkpoint of step {session.step} cannot be written: {reason}",
+            hint="free disk space, or name another place with --out",
+        ) from error
     sync_folder(run.checkpoints)
     _prune(run, session.config.checkpoint.keep)
     return folder
@@ -84,12 +91,23 @@ def _save_state(session: Session, folder: Path) -> None:
         "rng": torch.get_rng_state(),
         "rounding": session.rounding.generator.get_state() if session.rounding else None,
     }
-    torch.save(state, folder / "optimizer.pt")
+    with (folder / "optimizer.pt").open("wb") as file:  # given a path, torch would not say why it cannot write
+        torch.save(state, file)
     if session.ema is not None:
         shadows = zip(session.params, session.ema.shadow_params, strict=True)
         save_file({name: shadow.contiguous() for name, shadow in shadows}, folder / "ema.safetensors")
         training["ema"] = {"optimization_step": session.ema.optimization_step}
     (folder / "training.json").write_text(json.dumps(training, indent=2), encoding="utf-8")
+
+
+def _why_not_written(error: BaseException) -> str | None:
+    """The disk's reason behind an error; None if the disk is not to blame."""
+    if isinstance(error, SafetensorError):
+        return str(error)
+    for cause in (error, error.__context__):  # torch hides the system's error behind one of its own
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+    return None
 
 
 def _sync_tree(folder: Path) -> None:

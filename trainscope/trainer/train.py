@@ -193,8 +193,8 @@ def _finish(run: RunDir, status: str, session: Session) -> None:
 
 
 def _record_crash(run: RunDir, writer: RunWriter, session: Session, error: BaseException) -> None:
-    """Save what was measured. The disk may be what failed: then there is nothing to add."""
-    try:
+    """Save what was measured. The disk may be what failed: then as much as it takes."""
+    with contextlib.suppress(OSError, RecordError):
         writer.add_row(
             "events",
             step=session.step,
@@ -202,11 +202,9 @@ def _record_crash(run: RunDir, writer: RunWriter, session: Session, error: BaseE
             kind="crash",
             detail=json.dumps({"error": type(error).__name__, "message": str(error)[:500]}),
         )
-        with contextlib.suppress(RecordError):
-            writer.flush()
+        writer.flush()
+    with contextlib.suppress(OSError):
         _finish(run, "crashed", session)
-    except OSError:
-        return
 
 
 @contextmanager
