@@ -113,6 +113,17 @@ def digest(folder: Path, ignore: Sequence[str] = ()) -> str:
     return found.hexdigest()
 
 
+def refused(verb: str, *args: object, says: tuple[str, ...], folder: Path) -> str:
+    """Run a command that must exit with 2, say `says`, and leave `folder` as it was."""
+    before = digest(folder)
+    result = trainscope(verb, *args)
+    assert result.code == 2, (result.code, result.out, result.err)
+    for text in says:
+        assert text in result.message, result.message
+    assert digest(folder) == before, "something was written"
+    return result.message
+
+
 def _below(folder: Path) -> Iterable[Path]:
     return sorted(folder.rglob("*"))
 

@@ -1,4 +1,4 @@
-"""Looking changes nothing: weights, optimizer state, averages and random states are the same bits with probes on and off."""
+"""Looking changes nothing: weights, optimizer state, averages and random states are the same bits, probes on or off."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def everything(session: Session) -> dict[str, bytes]:
 
 
 def random_states() -> dict[str, bytes]:
-    numbers = np.random.get_state(legacy=True)  # noqa: NPY002
+    numbers = np.random.get_state(legacy=True)
     return {
         "torch": bits(torch.get_rng_state()),
         "python": repr(random.getstate()).encode(),
@@ -124,7 +124,7 @@ def both(folder: Path, looking: dict[str, Any], blind: dict[str, Any]) -> tuple[
     results = []
     for name, changes in (("looking", looking), ("blind", blind)):
         random.seed(0)
-        np.random.seed(0)  # noqa: NPY002
+        np.random.seed(0)
         left = everything(finished(folder / name, **changes))
         results.append({**left, **random_states()})
     return results[0], results[1]

@@ -25,7 +25,7 @@ def fix(
     from trainscope.engine.remedies import chosen_patches
     from trainscope.toml import apply_patch, patch_diff
 
-    report, text, keys, source = _planned(run) if run.is_file() else _audited(run)
+    report, text, keys, source = _planned(run) if run.suffix == ".toml" else _audited(run)
     chosen = chosen_patches(report)
     if not chosen:
         typer.echo(f"{report.verdict}\nThere is nothing to change: no finding has a remedy.")

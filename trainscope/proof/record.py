@@ -27,5 +27,6 @@ def write_proofs(root: Path, verdicts: Sequence[tuple[Rule, Verdict]]) -> None:
             continue
         title = case.remedy if case.kind == "cured" else case.advice
         plain = {key: round(value, DIGITS) if isinstance(value, float) else value for key, value in vars(proof).items()}
-        proofs.setdefault(rule.code, {}).setdefault(case.kind, {})[title] = to_json(plain)
+        # Of several cases for one remedy the first is the one to tell.
+        proofs.setdefault(rule.code, {}).setdefault(case.kind, {}).setdefault(title, to_json(plain))
     path.write_text(json.dumps(proofs, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ class Cadence:
     def __init__(self, section: ProbesSection, *, last_step: int) -> None:
         self._budget = section.budget
         self._last_step = last_step
-        self._costs: list[tuple[float, float]] = []
+        self._costs: list[tuple[float, float, float]] = []
         self.every: int | None = None if section.every == "auto" else section.every
         """Steps between looks; None while it is being found out."""
 
@@ -29,13 +29,18 @@ class Cadence:
         """Whether to look at a step (from 1). The last step always is."""
         return self.every is None or step % self.every == 0 or step == self._last_step
 
-    def learn(self, *, step_seconds: float, probe_seconds: float) -> bool:
-        """Take a step's cost without probes, and that of its probes; True when that settled the cadence."""
+    def learn(self, *, step_seconds: float, look_seconds: float, always_seconds: float = 0.0) -> bool:
+        """Take a step's cost without probes, that of a look, and that of the probes which look at every step.
+
+        True when that settled the cadence.
+        """
         if self.every is not None:
             return False
-        self._costs.append((step_seconds, probe_seconds))
+        self._costs.append((step_seconds, look_seconds, always_seconds))
         if len(self._costs) < CALIBRATION_STEPS:
             return False
-        step, probe = (statistics.median(column) for column in zip(*self._costs[1:], strict=True))
-        self.every = next((n for n in LADDER if probe / n <= self._budget * step), LADDER[-1])
+        step, look, always = (statistics.median(column) for column in zip(*self._costs[1:], strict=True))
+        # What is left of the budget for looks; a tenth of it where the rest alone is too much.
+        room = max(self._budget * step - always, self._budget * step / 10)
+        self.every = next((n for n in LADDER if look / n <= room), LADDER[-1])
         return True

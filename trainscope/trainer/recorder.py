@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ from trainscope.trainer.cadence import Cadence
 from trainscope.trainer.callbacks import Callback, Progress
 from trainscope.trainer.session import Session
 
-Probe = TypeVar("Probe")
+T = TypeVar("T")
 
 DRAIN_STEPS = 10
 """Steps whose values stay on the device before they are brought over at once."""
@@ -42,7 +43,8 @@ class Recorder:
         self._writer = writer
         self._callbacks = callbacks
         self._pending: list[Pending] = []
-        self._probe_seconds = 0.0
+        self._spent: defaultdict[str, float] = defaultdict(float)
+        """Seconds of the step under way, by table; "drain" is what bringing the values over took."""
         self._late_seconds = 0.0
         self._failed: set[str] = set()
         self._saw_nonfinite = False
@@ -50,15 +52,16 @@ class Recorder:
         self._tensors = self._make("tensors", lambda: TensorsProbe(session.params, session.optimizer))
         self._ema = self._make("ema", lambda: EmaProbe(session.params)) if session.ema else None
         self._adapters = self._make("adapters", lambda: AdaptersProbe(session.pairs)) if session.pairs else None
-        self._groups = GroupsProbe(session.optimizer, session.scheduler)
+        self._groups = self._try("groups", lambda: GroupsProbe(session.optimizer, session.scheduler))
 
     def start(self) -> None:
         """Record what is known before the first step."""
         session = self._session
-        with self._guarded("params"):
-            measured = measure_params(session.params, session.unet, session.optimizer, component="unet")
-        if "params" not in self._failed:
-            self._add(measured)
+        params = self._try(
+            "params", lambda: measure_params(session.params, session.unet, session.optimizer, component="unet")
+        )
+        if params:
+            self._add(params)
         if self._tensors:
             for column, reason in self._tensors.reasons.items():
                 self._absent("tensors", column, reason)
@@ -68,7 +71,7 @@ class Recorder:
 
     def before_step(self) -> None:
         """Right before the optimizer's step, gradients unscaled and clipped."""
-        if "groups" not in self._failed:
+        if self._groups and "groups" not in self._failed:
             with self._guarded("groups"):
                 self._groups.before_step()
         if self._tensors and self._due("tensors", self._session.step + 1):
@@ -104,13 +107,13 @@ class Recorder:
         if self._adapters and self._due("adapters", session.step):
             with self._guarded("adapters"):
                 self._pending.append(self._adapters.measure(session.step))
-        groups: list[Record] = []
-        if "groups" not in self._failed:
-            with self._guarded("groups"):
-                groups.append(self._groups.after_step(session.step))
-        for record in groups:
-            self._add(record)
-        probe_seconds, self._probe_seconds = self._probe_seconds, 0.0
+        groups = self._groups
+        if groups and "groups" not in self._failed:
+            record = self._try("groups", lambda: groups.after_step(session.step))
+            if record:
+                self._add(record)
+        spent, self._spent = self._spent, defaultdict(float)
+        probe_seconds = sum(spent.values())
         # Recording is part of the step, also what is done after the loop stopped its watch.
         seconds = known["seconds"] + self._late_seconds + time.perf_counter() - started
         self._late_seconds = 0.0
@@ -124,9 +127,13 @@ class Recorder:
                 values=torch.stack([value.detach().double() for value in values.values()]).unsqueeze(1),
             )
         )
-        if self._cadence.learn(step_seconds=seconds - probe_seconds, probe_seconds=probe_seconds):
+        always = spent["groups"]
+        if self._cadence.learn(
+            step_seconds=seconds - probe_seconds, look_seconds=probe_seconds - always, always_seconds=always
+        ):
             self.event("probe_cadence", every=self._cadence.every)
-        if session.step % DRAIN_STEPS == 0:
+        # While the cadence is being found, a look's cost must be known with that of bringing its values over.
+        if session.step % DRAIN_STEPS == 0 or self._cadence.every is None:
             self.drain()
 
     def drain(self) -> None:
@@ -139,7 +146,7 @@ class Recorder:
                 self._tell(record.columns)
         self._write(self._writer.flush_if_due)
         seconds = time.perf_counter() - started
-        self._probe_seconds += seconds
+        self._spent["drain"] += seconds
         self._late_seconds += seconds
 
     def flush(self) -> None:
@@ -202,14 +209,17 @@ class Recorder:
         for callback in self._callbacks:
             callback.on_progress(Progress(step, self._session.plan.steps, loss, effective_lr, seconds))
 
-    def _make(self, table: str, make: Callable[[], Probe]) -> Probe | None:
+    def _make(self, table: str, make: Callable[[], T]) -> T | None:
         if table not in self._session.config.probes.tables:
             self._absent(table, None, "not among probes.tables")
             return None
-        made: list[Probe] = []
+        return self._try(table, make)
+
+    def _try(self, table: str, do: Callable[[], T]) -> T | None:
+        done: list[T] = []
         with self._guarded(table):
-            made.append(make())
-        return made[0] if made else None
+            done.append(do())
+        return done[0] if done else None
 
     def _due(self, table: str, step: int) -> bool:
         return table not in self._failed and self._cadence.due(step)
@@ -225,7 +235,7 @@ class Recorder:
             self._give_up(table, error)
         finally:
             self._settle()
-            self._probe_seconds += time.perf_counter() - started
+            self._spent[table] += time.perf_counter() - started
 
     def _give_up(self, table: str, error: Exception) -> None:
         if table in self._failed:

@@ -71,8 +71,9 @@ def _train_in_run(
     with _explained(lambda: "before the first step"):
         session = build_session(resolved, warn=warnings.append)
     run = create_run(resolved.resolve_path(resolved.config.run.dir), resolved.config.run.name, out=out)
-    with run.lock(), _explained(lambda: f"at step {session.step + 1}"):
+    with run.lock(), _explained(lambda: f"at step {min(session.step + 1, session.plan.steps)}"):
         writer = RunWriter(run)
+        recorder: Recorder | None = None
         try:
             _begin_segment(session, run, writer)
             recorder = Recorder(session, writer, callbacks)
@@ -81,7 +82,7 @@ def _train_in_run(
             with _interrupts() as interrupted:
                 return _train(session, run, recorder, callbacks, interrupted, stop_at)
         except BaseException as error:
-            _record_crash(run, writer, session, error)
+            _record_crash(run, writer, recorder, session, error)
             raise
 
 
@@ -188,12 +189,18 @@ def _begin_segment(session: Session, run: RunDir, writer: RunWriter) -> None:
 
 def _finish(run: RunDir, status: str, session: Session) -> None:
     segments = run.read()["segments"]
-    segments[-1].update(ended=_now(), end_step=session.step)
+    for segment in segments[-1:]:  # none, where the very beginning failed
+        segment.update(ended=_now(), end_step=session.step)
     run.update(status=status, segments=segments)
 
 
-def _record_crash(run: RunDir, writer: RunWriter, session: Session, error: BaseException) -> None:
-    """Save what was measured. The disk may be what failed: then as much as it takes."""
+def _record_crash(
+    run: RunDir, writer: RunWriter, recorder: Recorder | None, session: Session, error: BaseException
+) -> None:
+    """Save what was measured. The disk or the device may be what failed: then as much as they give."""
+    with contextlib.suppress(Exception):  # what went wrong already is told, not what goes wrong now
+        if recorder is not None:
+            recorder.drain()
     with contextlib.suppress(OSError, RecordError):
         writer.add_row(
             "events",

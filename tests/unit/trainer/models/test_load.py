@@ -178,6 +178,7 @@ def test_a_hub_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPat
         raise OSError("Name or service not known")
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # read from the environment at its import
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     with pytest.raises(ModelError, match="the hub does not answer"):
         load_components("nobody/no-such-model", base_dir=tmp_path)
