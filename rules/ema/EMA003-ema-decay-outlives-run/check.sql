@@ -1,14 +1,14 @@
 -- What is left of the first copy: the product of the decays that the updates really used. Looks are `gap` steps apart,
 -- and updates `every` steps, so a look's decay stands for gap / every updates.
 -- The first update of diffusers' EMAModel copies the weights (decay 0): the product begins after it.
--- NULL and NaN: no decay, no row.
+-- NULL and NaN: `NaN < 1` is false in DuckDB, so neither gives a row.
 WITH every AS (
     SELECT coalesce(max(try_cast(value AS DOUBLE)) FILTER (WHERE key = 'ema.every'), 1) AS steps FROM config
 ),
 looks AS (
     SELECT step, max(decay) AS decay, step - lag(step, 1, 0) OVER (ORDER BY step) AS gap
     FROM ema
-    WHERE decay > 0
+    WHERE decay > 0 AND decay < 1
     GROUP BY step
 ),
 run AS (

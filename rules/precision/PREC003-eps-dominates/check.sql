@@ -3,7 +3,7 @@
 WITH looks AS (
     SELECT t.step, t.eps_dominated_fraction::DOUBLE * p.numel AS dominated, p.numel
     FROM tensors AS t JOIN params AS p USING (param)
-    WHERE t.eps_dominated_fraction IS NOT NULL AND t.step > (SELECT max(step) / 2 FROM tensors)
+    WHERE isfinite(t.eps_dominated_fraction) AND t.step > (SELECT max(step) / 2 FROM tensors)
 ),
 run AS (
     SELECT min(step) AS first_step, max(step) AS last_step, sum(dominated) / sum(numel) AS share

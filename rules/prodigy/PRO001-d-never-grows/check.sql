@@ -1,4 +1,5 @@
--- d at the end of the run against d0, in each group.
+-- d at the end of the run against d0, in each group, where the weights hardly moved either: a d0 that is right from the
+-- start has no need to grow.
 -- NaN: `d / d0 < x` is false for NaN, and a NaN d is SYM004's business. NULL: the optimizer has no d, no row.
 WITH ends AS (
     SELECT
@@ -12,6 +13,11 @@ WITH ends AS (
     FROM groups
     WHERE d IS NOT NULL
     GROUP BY "group"
+),
+travelled AS (
+    SELECT sqrt(sum(distance_from_start::DOUBLE ^ 2)) / nullif(sqrt(sum(weight_norm::DOUBLE ^ 2)), 0) AS share
+    FROM tensors
+    WHERE step = (SELECT max(step) FROM tensors WHERE distance_from_start IS NOT NULL)
 )
 SELECT
     'group' AS where_kind,
@@ -20,9 +26,12 @@ SELECT
     last_step,
     d / d0 AS value,
     $min_growth AS threshold,
-    least(1.0, greatest(0.0, 1.0 - ln(d / d0) / ln($min_growth))) AS score,
+    -- 1 where d stayed, 0 at the threshold.
+    least(1.0, greatest(0.0, coalesce(1.0 - (d / d0 - 1) / nullif($min_growth - 1, 0), 1.0))) AS score,
     last_step AS steps,
     d0,
-    effective_lr
-FROM ends
-WHERE d / d0 < $min_growth
+    effective_lr,
+    travelled.share AS moved
+FROM ends, travelled
+-- Weights that went non-finite have not learned either: NaN sorts above every number, so they are asked for by name.
+WHERE d / d0 < $min_growth AND (travelled.share < $max_moved OR NOT isfinite(travelled.share))

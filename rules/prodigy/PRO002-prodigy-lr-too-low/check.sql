@@ -1,6 +1,6 @@
 -- The highest lr that a step used, and when d was half way, in orders of magnitude, from d0 to where it ended.
 -- A low lr alone is no hit: with d half way in good time the search was quick enough.
--- NaN: a d that is not finite has no half way and gives no row. NULL: no d, no row.
+-- NaN: a d that is not finite is left out by name (`NaN >= NaN` is true in DuckDB). NULL: no d, no row.
 WITH per_group AS (
     SELECT
         "group",
@@ -11,7 +11,7 @@ WITH per_group AS (
         min(step) AS first_step,
         max(step) AS last_step
     FROM groups
-    WHERE d IS NOT NULL
+    WHERE isfinite(d)
     GROUP BY "group"
 ),
 half_way AS (
@@ -34,8 +34,12 @@ SELECT
     last_step,
     peak_lr AS value,
     $min_lr AS threshold,
-    1.0 - peak_lr AS score,
+    greatest(0.0, 1.0 - peak_lr) AS score,
     late_share,
+    CASE
+        WHEN late_share = 1.0 THEN 'did not grow'
+        ELSE format('was half way to its final value only after {:.0f} % of the run', 100 * late_share)
+    END AS progress,
     d0,
     d_end
 FROM late

@@ -1,7 +1,7 @@
 -- When d was half way, in orders of magnitude, from d0 to where it ended, in groups whose lr was as it should be.
 -- The score says how much of the trouble d0 accounts for: nearly all below the usual d0; at the usual one it is a help
 -- rather than the reason (weights that lose updates, a run too short), so it stays below a half.
--- NaN: a d that is not finite has no half way and gives no row. NULL: no d, no row.
+-- NaN: a d that is not finite is left out by name (`NaN >= NaN` is true in DuckDB). NULL: no d, no row.
 WITH per_group AS (
     SELECT
         "group",
@@ -12,7 +12,7 @@ WITH per_group AS (
         min(step) AS first_step,
         max(step) AS last_step
     FROM groups
-    WHERE d IS NOT NULL
+    WHERE isfinite(d)
     GROUP BY "group"
 ),
 half_way AS (

@@ -19,10 +19,11 @@ SELECT
     name AS where_name,
     first_step,
     steps AS last_step,
-    peak_lr / base_lr AS value,
+    peak_step / steps AS value,
     $max_share AS threshold,
     -- What the warmup took: a linear rise to a share of the base lr gives half of that share on average.
     1.0 - least(1.0, peak_lr / base_lr) / 2 AS score,
+    peak_lr / base_lr AS reached,
     peak_step,
     steps,
     base_lr

@@ -31,4 +31,5 @@ SELECT
     (SELECT max(lr) FROM groups) / 100 AS lower_lr
 FROM early, curve
 WHERE early.ratio > $max_update
-    AND (NOT isfinite(curve.last_loss) OR (curve.first_loss - curve.last_loss) / curve.first_loss < $min_fall)
+    AND (NOT isfinite(curve.last_loss) OR (curve.first_loss - curve.last_loss) / curve.first_loss
+        < CASE WHEN EXISTS (SELECT 1 FROM adapters) THEN 0 ELSE $min_fall END)

@@ -26,6 +26,7 @@ SELECT
     $min_fall AS threshold,
     least(1.0, 1.0 - (first_loss - last_loss) / first_loss / $min_fall) AS score,
     first_loss,
-    last_loss
+    last_loss,
+    (last_loss - first_loss) / first_loss AS change
 FROM ends
 WHERE (first_loss - last_loss) / first_loss < $min_fall
