@@ -26,7 +26,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rules_of(path: Path, cwd: Path) -> object:
     # -P and an own path: neither the working folder nor the editable install may stand in.
-    code = f"import sys; sys.path.insert(0, {str(path)!r}); sys.argv[1:] = ['rules', 'list', '--format', 'json']; {LIST}"
+    code = (
+        f"import sys; sys.path.insert(0, {str(path)!r}); sys.argv[1:] = ['rules', 'list', '--format', 'json']; {LIST}"
+    )
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=cwd, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 

@@ -25,16 +25,16 @@ def audit(
     ignore: Annotated[str, typer.Option(help="Not these codes or prefixes, with commas.")] = "",
 ) -> None:
     """Say what went wrong in a run, why, and what to change."""
-    from trainscope.cli.auditing import FORMATS, audit_run, configured_fail_on, show
+    from trainscope.cli.auditing import FORMATS, audit_run, check_level, configured_fail_on, listed, show
     from trainscope.engine.audit import exit_code
 
-    wanted = _listed(formats)
+    wanted = listed(formats)
     unknown = [name for name in wanted if name not in FORMATS]
     if unknown or not wanted:
         raise ConfigError(f"--format {formats}: allowed are {', '.join(FORMATS)}")
-    if fail_on not in ("", "error", "warning", "info", "never"):
-        raise ConfigError(f"--fail-on {fail_on}: allowed are error, warning, info, never")
-    report = audit_run(run, rules=rules or (), select=_listed(select), ignore=_listed(ignore))
+    if fail_on:
+        check_level(fail_on)
+    report = audit_run(run, rules=rules or (), select=listed(select), ignore=listed(ignore))
     if output == "-":
         _to_standard_output(report, run, wanted)
     else:
@@ -42,10 +42,6 @@ def audit(
         if "console" in wanted:
             show(report, run)
     raise typer.Exit(exit_code(report, fail_on or configured_fail_on(run), strict))
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _to_standard_output(report: object, run: Path, wanted: list[str]) -> None:

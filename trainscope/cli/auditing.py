@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainscope.errors import TrainscopeError
+from trainscope.errors import ConfigError, TrainscopeError
 
 if TYPE_CHECKING:
     from trainscope.config.load import ResolvedConfig
     from trainscope.schema import Report
 
 FORMATS = ("html", "json", "console")
+LEVELS = ("error", "warning", "info", "never")
 
 
 def audit_run(
@@ -74,6 +75,17 @@ def configured_fail_on(path: Path) -> str:
 
     rows = {row["key"]: row["value"] for row in read_run(path).config_rows()}
     return str(rows.get("audit.fail_on", "error"))
+
+
+def check_level(fail_on: str) -> None:
+    """Refuse a level that is none, before anything is done."""
+    if fail_on not in LEVELS:
+        raise ConfigError(f"--fail-on {fail_on}: allowed are {', '.join(LEVELS)}")
+
+
+def listed(text: str) -> list[str]:
+    """The parts of an option that takes several values with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def write_reports(report: Report, run_dir: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,18 +20,22 @@ def preflight(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; may be repeated.")] = None,
     output_format: Annotated[str, typer.Option("--format", help="console or json.")] = "console",
     fail_on: Annotated[str, typer.Option(help="error, warning, info or never: what to exit 1 on.")] = "error",
+    select: Annotated[str, typer.Option(help="Only these codes or prefixes, with commas.")] = "",
+    ignore: Annotated[str, typer.Option(help="Not these codes or prefixes, with commas.")] = "",
 ) -> None:
     """Say what will go wrong with a configuration, without training."""
     import json
 
-    from trainscope.cli.auditing import show
+    from trainscope.cli.auditing import check_level, listed, show
     from trainscope.config.load import load_config
     from trainscope.engine.audit import exit_code
     from trainscope.schema import to_json
 
     if output_format not in ("console", "json"):
         raise ConfigError(f"--format {output_format}: allowed are console, json")
-    report = preflight_report(load_config(config, overrides or ()))
+    check_level(fail_on)
+    resolved = load_config(config, overrides or ())
+    report = preflight_report(resolved, select=listed(select), ignore=listed(ignore))
     if output_format == "json":
         typer.echo(json.dumps(to_json(report), ensure_ascii=False))
     else:
@@ -38,7 +43,7 @@ def preflight(
     raise typer.Exit(exit_code(report, fail_on))
 
 
-def preflight_report(resolved: ResolvedConfig) -> Report:
+def preflight_report(resolved: ResolvedConfig, *, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Report:
     """Evaluate the rules that a configuration and its files can decide."""
     from trainscope.cli.auditing import thresholds_of
     from trainscope.engine.audit import audit
@@ -54,6 +59,8 @@ def preflight_report(resolved: ResolvedConfig) -> Report:
         rules=rules,
         broken=broken,
         stage="preflight",
+        select=select,
+        ignore=ignore,
         thresholds=thresholds_of(rows),
         proofs=load_proofs(builtin_root()),
         config_text=resolved.text,

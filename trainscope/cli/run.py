@@ -26,11 +26,10 @@ def run(
     """Train as a configuration says, and audit the result. The last line is the run directory."""
     import os
 
-    from trainscope.cli.auditing import check_thresholds
+    from trainscope.cli.auditing import check_level, check_thresholds
     from trainscope.config.load import load_config
 
-    if fail_on not in ("error", "warning", "info", "never"):
-        raise ConfigError(f"--fail-on {fail_on}: allowed are error, warning, info, never")
+    check_level(fail_on)
     resolved = load_config(config, overrides or ())
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists and is not empty", hint="runs are never overwritten; name another")

@@ -16,8 +16,9 @@ from trainscope.schema import Record
 
 
 @torch.no_grad()
-def measure_params(requested: Mapping[str, Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer,
-                   *, component: str) -> Record:
+def measure_params(
+    requested: Mapping[str, Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, component: str
+) -> Record:
     """One row for each requested tensor, with its magnitude as it is now.
 
     `is_model_object` is false where the optimizer holds another object than the model's: it is trained for nobody.

@@ -140,4 +140,3 @@ def _groups(tensors: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> dict
 def _known(grad: Tensor | None) -> Tensor:
     assert grad is not None  # noqa: S101  only tensors with a gradient are sampled
     return grad
-

@@ -112,7 +112,9 @@ TABLES: dict[str, Table] = {
             Column("nonzero_count", INT, "elements with g ≠ 0", "elements"),
             Column("lost_count", INT, "elements with g ≠ 0 whose θ did not change by one bit", "elements"),
             Column("update_norm", SMALL_REAL, "‖θₜ₊₁ − θₜ‖₂ of the stored values"),
-            Column("intended_norm", SMALL_REAL, "‖Δ‖₂, estimated from sampled elements; NULL where Δ cannot be recomputed"),
+            Column(
+                "intended_norm", SMALL_REAL, "‖Δ‖₂, estimated from sampled elements; NULL where Δ cannot be recomputed"
+            ),
             Column("applied_norm", SMALL_REAL, "‖θₜ₊₁ − θₜ‖₂, estimated from the sampled elements"),
             Column("delivered", SMALL_REAL, "⟨θₜ₊₁ − θₜ, Δ⟩ / ‖Δ‖² on sampled elements; NULL where Δ = 0 or unknown"),
             Column("distance_from_start", SMALL_REAL, "‖θ − θ₀‖₂ after the step"),
@@ -278,7 +280,9 @@ TABLES: dict[str, Table] = {
             Column("weights", TEXT, "raw or ema"),
             Column("seed", INT, "seed of its noise"),
             Column("digest", TEXT, "SHA-256 of the pixels"),
-            Column("distance", REAL, "root mean square pixel difference to the image before, same prompt and seed", "0–1"),
+            Column(
+                "distance", REAL, "root mean square pixel difference to the image before, same prompt and seed", "0–1"
+            ),
         ),
         _table(
             "data",

@@ -17,9 +17,7 @@ def draw_noise(session: Session, batch: Batch, position: int) -> tuple[Tensor, T
     total = session.components.noise_scheduler.config.num_train_timesteps
     shape, samples = batch.latents.shape[1:], batch.samples
     noise = noise_like(shape, seed=session.seed, step=position, samples=samples, device=session.device)
-    timesteps = draw_timesteps(
-        seed=session.seed, step=position, samples=samples, high=total, device=session.device
-    )
+    timesteps = draw_timesteps(seed=session.seed, step=position, samples=samples, high=total, device=session.device)
     return noise, timesteps
 
 

@@ -25,9 +25,7 @@ def evaluate(session: Session) -> float:
     """Mean squared error over `eval.samples` fixed draws, with the weights as they are now. Draws no random number."""
     draws = session.config.eval.samples
     with _no_dropout(session.unet):
-        losses = [
-            _losses(session, range(start, min(start + BATCH, draws)), draws) for start in range(0, draws, BATCH)
-        ]
+        losses = [_losses(session, range(start, min(start + BATCH, draws)), draws) for start in range(0, draws, BATCH)]
     return float(torch.cat(losses).double().mean())
 
 

@@ -13,9 +13,7 @@ BASE = '[model]\nbase = "tiny:sd15"\n[train]\nsteps = 100\n[data]\ndir = "images
 
 
 def test_steps_from_epochs() -> None:
-    config = parse_config(
-        BASE.replace("steps = 100", "epochs = 3\nbatch_size = 4\ngradient_accumulation = 2")
-    ).config
+    config = parse_config(BASE.replace("steps = 100", "epochs = 3\nbatch_size = 4\ngradient_accumulation = 2")).config
     plan = plan_run(config, 26)  # 7 batches an epoch, 21 in all, 2 for a step
     assert (plan.batches_per_epoch, plan.steps) == (7, 11)
     assert plan.epochs == pytest.approx(22 / 7)

@@ -66,9 +66,7 @@ def prodigy(
     d, lr = before["d"], before["lr"]
     m = b1 * m + d * (1 - b1) * grad
     v = b2 * v + d * d * (1 - b2) * grad * grad
-    return np.asarray(
-        -d * lr * before["weight_decay"] * theta - d * lr * m / (np.sqrt(v) + d_after * before["eps"])
-    )
+    return np.asarray(-d * lr * before["weight_decay"] * theta - d * lr * m / (np.sqrt(v) + d_after * before["eps"]))
 
 
 def ema_row(theta: Tensor, before: Tensor, after: Tensor, start: Tensor, decay: float) -> dict[str, Any]:

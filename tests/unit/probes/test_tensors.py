@@ -45,9 +45,7 @@ def rows_of(pending: Any) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def probed_step(
-    probe: TensorsProbe, optimizer: torch.optim.Optimizer, step: int
-) -> list[dict[str, Any]]:
+def probed_step(probe: TensorsProbe, optimizer: torch.optim.Optimizer, step: int) -> list[dict[str, Any]]:
     probe.before_step()
     optimizer.step()
     return rows_of(probe.after_step(step))

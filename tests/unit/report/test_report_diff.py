@@ -19,5 +19,3 @@ def test_where_no_diff_can_be_made_the_keys_are_shown(text):
 
 def test_a_patch_that_changes_nothing_still_shows_the_key():
     assert config_diff(CONFIG, {"optimizer.lr": 1.0}) == "optimizer.lr = 1.0"
-
-
