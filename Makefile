@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-all check bench proofs clean
+.PHONY: install browser demo test test-all check bench proofs clean
 
 install: $(INSTALLED)
 
@@ -18,10 +18,17 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install  ## train an innocent-looking config, find what is wrong, fix it, prove it
 	$(BIN)/python examples/quickstart/demo.py
 
-test: install  ## everything but the slow tests
+# The report's tests open it in a real browser.
+browser:
+	@command -v chromium >/dev/null \
+		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+			&& apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+		|| echo "Chromium is missing, and the report's tests need it: sudo apt-get install chromium"
+
+test: install browser  ## everything but the slow tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -q
 
-test-all: install
+test-all: install browser
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 check: install  ## lint, types, layers, rules

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from typing import Annotated, Any
@@ -63,6 +64,9 @@ app.add_typer(config_app, name="config")
 
 def main() -> None:
     """The `trainscope` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console that has no "≥" shows "?", which is no reason to fail
     # Known before parsing, so that an error in the parsing itself can be debugged too.
     debug = "--debug" in sys.argv
     if debug:

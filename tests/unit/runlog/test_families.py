@@ -30,11 +30,13 @@ QUERIES = {
         SELECT o.sample FROM "order" AS o JOIN order_all AS b USING (sample)
         WHERE o.segment > b.segment AND o.step - b.step < 10""",
     "F LoRA: adapters that the optimizer does not hold": """
-        SELECT param FROM params WHERE param LIKE '%lora%' AND NOT (requires_grad AND in_optimizer AND is_model_object)""",
+        SELECT param FROM params
+        WHERE param LIKE '%lora%' AND NOT (requires_grad AND in_optimizer AND is_model_object)""",
     "G schedule: a scheduler that steps more often than the optimizer": """
         SELECT g.step FROM groups AS g JOIN steps AS s USING (step) WHERE g.scheduler_step > s.optimizer_steps""",
     "G accumulation: gradients left over when a step begins": """
-        SELECT step, grad_norm_before_backward / grad_norm AS left_over FROM steps WHERE grad_norm_before_backward > 0""",
+        SELECT step, grad_norm_before_backward / grad_norm AS left_over FROM steps
+        WHERE grad_norm_before_backward > 0""",
     "H diffusion: latents of the wrong scale, noise that repeats": """
         SELECT avg(latent_std) AS std, count(*) - count(DISTINCT noise_digest) AS repeats FROM batches
         HAVING std NOT BETWEEN 0.7 AND 1.3 OR repeats > 0""",
