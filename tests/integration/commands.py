@@ -68,6 +68,7 @@ def in_a_process(*args: object, cwd: Path, timeout: float = 120, **environment: 
         capture_output=True,
         text=True,
         encoding="utf-8",
+        errors="replace",
         timeout=timeout,
         check=False,
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.commands import config_text, digest, in_a_process, refused, trainscope
+from tests.integration.commands import ENVIRONMENT, config_text, digest, in_a_process, refused, trainscope
+from trainscope.proof.runs import RunSpec, make_run
 
 # ---- rules that strangers wrote
 
@@ -103,9 +106,15 @@ def test_a_log_that_is_too_short_says_so(short_run: Path) -> None:
     assert trainscope("audit", short_run, "--strict", "--fail-on", "never").code == 1
 
 
-def test_a_table_that_was_not_asked_for_says_so() -> None:
-    from trainscope.proof.runs import RunSpec, make_run
+def test_a_log_that_is_too_sparse_says_so() -> None:
+    run = make_run(RunSpec({"train.steps": 30, "ema.enabled": True, "eval.every_steps": 10, "probes.every": 15}))
+    _, found = outcomes(run)
+    for code in ("EMA001", "EMA003"):
+        assert found[code]["outcome"] == "not_observable"
+        assert "recorded at 2" in found[code]["reason"], found[code]["reason"]
 
+
+def test_a_table_that_was_not_asked_for_says_so() -> None:
     _, found = outcomes(make_run(RunSpec({"train.steps": 12, "eval.every_steps": 6, "probes.tables": []})))
     assert found["PREC001"]["outcome"] in ("not_observable", "not_applicable")
     assert any("probes.tables" in rule["reason"] for rule in found.values() if rule["outcome"] == "not_observable")
@@ -141,3 +150,27 @@ def test_the_traceback_is_there_for_those_who_ask(here: Path) -> None:
     assert "Traceback" in result.err
     assert "RunError" in result.err
     assert result.err.splitlines()[-2].startswith("error: no such run")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_that_has_not_every_character(encoding: str, tmp_path: Path) -> None:
+    for command in (("rules", "show", "PREC001"), ("config", "show", "lora")):
+        result = in_a_process(*command, cwd=tmp_path, PYTHONIOENCODING=encoding)
+        assert (result.code, result.err) == (0, "")
+
+
+@pytest.mark.parametrize("command", [("config", "schema"), ("config", "show")], ids=["click", "rich"])
+def test_a_reader_that_goes_away(command: tuple[str, ...], tmp_path: Path) -> None:
+    """`trainscope … | head -c 10`: no complaint, no traceback, and not the 1 that means findings."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainscope", *command],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141

@@ -205,6 +205,7 @@ def test_killed_while_old_checkpoints_are_deleted(start: Start) -> None:
     assert 2 <= len(list(run.glob("checkpoints/step-*"))) <= 3
 
 
+@pytest.mark.slow
 def test_killed_as_soon_as_it_is_a_directory(start: Start) -> None:
     """Before the first segment there is nothing to audit: that is said, and nothing is in the way of the next run."""
     running = start(folder="same")

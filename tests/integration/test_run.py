@@ -353,3 +353,21 @@ def test_the_lora_loads_in_diffusers(tmp_path: Path) -> None:
     space["pipe"].unload_lora_weights()
     exec(line.replace("image", "plain", 1), space)
     assert space["image"].tobytes() != space["plain"].tobytes()
+
+
+def test_odd_names(tmp_path: Path) -> None:
+    """Spaces, brackets that rich takes for markup, letters beyond ASCII: in folders, files and reports."""
+    odd = tmp_path / "a [red]b [bold] é #x"
+    odd.mkdir()
+    (odd / "c [red].toml").write_text(config_text(steps=60), encoding="utf-8")
+    changes = settings(*FAULTY, "sample.every_steps=0", "run.seed=1", "run.device=cpu", "checkpoint.save_state=false")
+    result = trainscope("run", odd / "c [red].toml", *changes)
+    assert result.code == 0, result.err
+    run = Path(result.last_line)
+    assert run.parent.parent == odd
+    assert f"Report: {run / 'report.html'}" in trainscope("audit", run).out
+    fixed = odd / "f [red].toml"
+    assert trainscope("fix", run, "--output", fixed).code == 0
+    assert trainscope("preflight", fixed, "--fail-on", "never").code == 0
+    assert "nope [red]x[/red]" in trainscope("audit", odd / "nope [red]x[/red]").message
+    assert "[red]x[/red]" in trainscope("sql", run, "SELECT '[red]x[/red]' AS a").out

@@ -1,7 +1,7 @@
 """Puts the verbs together and turns exceptions into one message and an exit code.
 
 0 nothing at or above --fail-on · 1 findings · 2 usage, unreadable input, a training that could not go on ·
-3 trainscope or a rule failed · 130 interrupted.
+3 trainscope or a rule failed · 130 interrupted · 141 the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from trainscope.cli.sql import sql
 from trainscope.errors import TrainscopeError
 
 INTERNAL_ERROR, INTERRUPTED, USAGE = 3, 130, 2
+OUTPUT_GONE = 141
+"""What a shell says of a program that SIGPIPE ended: neither clean nor findings."""
 
 # typer brings its own copy of click, or uses an installed one: either way this is the base of its usage errors.
 UsageProblem: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
@@ -84,10 +86,12 @@ def main() -> None:
             traceback.print_exc()
         _complain(str(error), error.hint)
         code = error.exit_code
-    except BrokenPipeError:
-        # The reader of our output is gone (`| head`): nobody is left to tell.
-        sys.stderr.close()
-        code = 0
+    except SystemExit as stop:
+        # Both click and rich leave with 1 when the reader of our output is gone (`| head`); but 1 means findings.
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        sys.stderr.close()  # nobody is left to tell
+        code = OUTPUT_GONE
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -127,11 +127,20 @@ def _train(
     return Finished(run, status, session.step, checkpoint, components.location, components.inpainting)
 
 
-def _moments(every: int | str, last: int, *, parts: int) -> set[int]:
+@dataclass(frozen=True)
+class _Moments:
     """The steps, 0 and the last among them, at which something is done; none if `every` is 0."""
-    if every == "auto":
-        every = max(1, math.ceil(last / parts))
-    return {0, last, *range(0, last, int(every))} if every else set()
+
+    every: int
+    last: int
+
+    def __contains__(self, step: int) -> bool:
+        return self.every > 0 and (step % self.every == 0 or step == self.last)
+
+
+def _moments(every: int | str, last: int, *, parts: int) -> _Moments:
+    """`every` steps; auto divides the training into `parts`."""
+    return _Moments(max(1, math.ceil(last / parts)) if every == "auto" else int(every), last)
 
 
 def _evaluate(session: Session, recorder: Recorder) -> None:

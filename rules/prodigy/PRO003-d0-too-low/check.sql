@@ -42,4 +42,7 @@ SELECT
     late_share,
     d_end
 FROM late
-WHERE peak_lr >= $min_lr AND late_share > $max_late_share AND d0 <= 5 * $usual_d0
+WHERE peak_lr >= $min_lr
+    AND late_share > $max_late_share
+    -- From the usual d0, d may well rise all through a healthy run: only one that did not grow is a hit there.
+    AND (d0 < 0.5 * $usual_d0 OR (late_share = 1.0 AND d0 <= 5 * $usual_d0))
