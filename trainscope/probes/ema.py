@@ -54,16 +54,18 @@ class EmaProbe:
             old, new = before.double(), after.double()
             gap = theta - old
             intended, applied = (1 - decay) * gap, new - old
-            lag2, intended2, applied2, both, nonzero, lost, distance2 = chunk.sums(
-                (theta - new) ** 2,
-                intended**2,
-                applied**2,
-                applied * intended,
-                gap != 0,
-                (gap != 0) & same_bits(after, before),
-                (new - start) ** 2,
-            )
-            rows = [lag2.sqrt(), intended2.sqrt(), applied2.sqrt(), both / intended2, nonzero, lost, distance2.sqrt()]
+            different = gap != 0
+            intended_norm = chunk.norms(intended)
+            (both,) = chunk.sums(applied * intended)
+            rows = [
+                chunk.norms(theta - new),
+                intended_norm,
+                chunk.norms(applied),
+                both / intended_norm.square(),
+                chunk.counts(different),
+                chunk.counts(different & same_bits(after, before)),
+                chunk.norms(new - start),
+            ]
             columns = torch.tensor(chunk.indices, device=device)
             values[:, columns] = torch.stack(rows).to(device)
         self._before = []

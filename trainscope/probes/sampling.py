@@ -66,12 +66,10 @@ class StepSample:
             after = self._optimizer.param_groups[number]
             step = self._formula.formula(before, group, after)
             applied = self._gather(chunk, {i: self._tensors[i] for i in chunk.indices}) - before.theta
-            grad2, v_hat = before.grad.double() ** 2, step.v_hat.double()
-            intended = step.delta.double()
             dominated = step.v_hat.sqrt() < 10 * group.get("eps", 0.0)
-            intended2, applied2, both, eps_count, grad2_sum, v_sum = chunk.sums(
-                intended**2, applied.double() ** 2, applied * intended, dominated, grad2, v_hat
-            )
+            intended2, applied2, grad2_sum = (chunk.norms(v).square() for v in (step.delta, applied, before.grad))
+            both, v_sum = chunk.sums(applied.double() * step.delta.double(), step.v_hat)
+            eps_count = chunk.counts(dominated)
             count = torch.tensor(chunk.sizes, dtype=torch.float64, device=device)
             # Energies of the whole tensor, so that those of tensors add up.
             share = count / torch.tensor([self._tensors[i].numel() for i in chunk.indices], device=device)
