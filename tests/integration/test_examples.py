@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from trainscope.cli.auditing import audit_run
 from trainscope.cli.fix import fix
@@ -36,14 +34,6 @@ FAULTS = {
     },
 }
 ONE_BY_ONE = [(folder, name, code) for folder, faults in FAULTS.items() for name, code in faults.items()]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(path: Path) -> Path:

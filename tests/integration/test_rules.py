@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 from trainscope.engine.cases import Case
 from trainscope.engine.loader import builtin_root, load_rules
@@ -16,14 +14,6 @@ from trainscope.proof.cases import judge
 RULES = load_rules(strict=True)[0]
 CASES = [(rule, case) for rule in RULES for case in rule.cases]
 RECORDED = json.loads((builtin_root() / "proofs.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("rule", "case"), CASES, ids=[f"{rule.code}-{case.kind}-{case.name}" for rule, case in CASES])

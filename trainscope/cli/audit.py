@@ -25,7 +25,7 @@ def audit(
     ignore: Annotated[str, typer.Option(help="Not these codes or prefixes, with commas.")] = "",
 ) -> None:
     """Say what went wrong in a run, why, and what to change."""
-    from trainscope.cli.auditing import FORMATS, audit_run, check_level, configured_fail_on, listed, show
+    from trainscope.cli.auditing import FORMATS, audit_run, check_level, configured_fail_on, listed, show, write_reports
     from trainscope.engine.audit import exit_code
 
     wanted = listed(formats)
@@ -38,7 +38,7 @@ def audit(
     if output == "-":
         _to_standard_output(report, run, wanted)
     else:
-        _to_files(report, run, [name for name in wanted if name != "console"], output)
+        write_reports(report, run, _files(run, [name for name in wanted if name != "console"], output))
         if "console" in wanted:
             show(report, run)
     raise typer.Exit(exit_code(report, fail_on or configured_fail_on(run), strict))
@@ -58,26 +58,16 @@ def _to_standard_output(report: object, run: Path, wanted: list[str]) -> None:
     typer.echo(text)
 
 
-def _to_files(report: object, run: Path, wanted: list[str], output: str) -> None:
-    """Into the run directory, another folder, or one named file."""
-    from trainscope.report.html import render_html
-    from trainscope.report.json import write_atomically, write_json
-    from trainscope.schema import Report, to_json
-
-    assert isinstance(report, Report)  # noqa: S101
+def _files(run: Path, wanted: list[str], output: str) -> dict[str, Path]:
+    """Where each format goes: into the run directory, another folder, or one named file."""
     target = Path(output) if output else run
     if target.suffix in (".html", ".json"):
         if [target.suffix[1:]] != wanted and len(wanted) == 1:
             raise ConfigError(f"--output {output} is not a {wanted[0]} file")
-        files = {target.suffix[1:]: target}
-    else:
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(f"--output {output}: {reason}", hint="name a folder, or a .html or .json file") from error
-        files = {name: target / f"report.{name}" for name in wanted}
-    if "json" in files:
-        write_json(report, files["json"])
-    if "html" in files:
-        write_atomically(files["html"], render_html(to_json(report), run).encode())
+        return {target.suffix[1:]: target}
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"--output {output}: {reason}", hint="name a folder, or a .html or .json file") from error
+    return {name: target / f"report.{name}" for name in wanted}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainscope.errors import ConfigError, TrainscopeError
+from trainscope.errors import ConfigError
 
 if TYPE_CHECKING:
     from trainscope.config.load import ResolvedConfig
@@ -88,19 +88,16 @@ def listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def write_reports(report: Report, run_dir: Path, folder: Path) -> None:
-    """report.json and report.html into a folder; only these names are ever replaced."""
+def write_reports(report: Report, run_dir: Path, files: Mapping[str, Path]) -> None:
+    """Write the report in each format ("json", "html") to its file, which is replaced at once or not at all."""
     from trainscope.report.html import render_html
-    from trainscope.report.json import read_json, write_json
-    from trainscope.runlog.rundir import write_atomically
+    from trainscope.report.json import write_atomically, write_json
+    from trainscope.schema import to_json
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(report, folder / "report.json")
-        page = render_html(read_json(folder / "report.json"), run_dir)
-        write_atomically(folder / "report.html", page.encode())
-    except OSError as error:
-        raise TrainscopeError(f"the report cannot be written: {error}", hint="name another --output") from error
+    if "json" in files:
+        write_json(report, files["json"])
+    if "html" in files:
+        write_atomically(files["html"], render_html(to_json(report), run_dir).encode())
 
 
 def show(report: Report, run_dir: Path) -> None:

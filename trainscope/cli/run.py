@@ -60,7 +60,7 @@ def _audit(run: Path, fail_on: str) -> int:
     from trainscope.engine.audit import exit_code
 
     report = audit_run(run)
-    write_reports(report, run, run)
+    write_reports(report, run, {name: run / f"report.{name}" for name in ("json", "html")})
     show(report, run)
     return exit_code(report, fail_on)
 

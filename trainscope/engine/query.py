@@ -58,10 +58,6 @@ class Query:
     tables: frozenset[str]
 
 
-def table_names() -> frozenset[str]:
-    return frozenset(TABLES)
-
-
 def check_select(sql: str, tables: Collection[str] | None = None) -> Query:
     """Accept a single SELECT over `tables` (all of the run log by default); RuleError with the reason otherwise."""
     parser = _parser()
