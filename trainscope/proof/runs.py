@@ -7,12 +7,14 @@ share it. Judges nothing.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -128,10 +130,16 @@ def shapes_folder() -> Path:
 
 @cache
 def cache_folder() -> Path:
-    """$TRAINSCOPE_CACHE, else trainscope's folder in the user's cache."""
+    """$TRAINSCOPE_CACHE, else a folder in the user's cache; where that cannot be made, one for this process."""
     named = os.environ.get("TRAINSCOPE_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(named) if named else base / "trainscope" / "proof"
+    folder = Path(named) if named else base / "trainscope" / "proof"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="trainscope-proof-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @cache
