@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainscope.config.model import RunConfig
+from trainscope.config.optimizer import AdamWScheduleFree, RAdamScheduleFree
 
 
 def impossible_combinations(config: RunConfig) -> Iterator[str]:
@@ -17,13 +18,18 @@ def impossible_combinations(config: RunConfig) -> Iterator[str]:
         found = "neither" if train.steps is None else "both"
         yield f"train.steps, train.epochs: give exactly one of them, found {found}"
 
-    if scheduler.type == "constant" and scheduler.warmup > 0:
+    if isinstance(config.optimizer, RAdamScheduleFree) and scheduler.warmup > 0:
+        yield f"scheduler.warmup = {scheduler.warmup:g}: radam-schedulefree has a warmup of its own and takes none"
+    elif scheduler.type == "constant" and scheduler.warmup > 0 and not isinstance(config.optimizer, AdamWScheduleFree):
         yield (
             f'scheduler.warmup = {scheduler.warmup:g}: scheduler.type = "constant" has no warmup; '
             'use "constant-with-warmup"'
         )
     if scheduler.type == "constant-with-warmup" and scheduler.warmup == 0:
         yield 'scheduler.warmup: scheduler.type = "constant-with-warmup" needs a warmup above 0'
+
+    if config.lora.init_from is not None and train.method != "lora":
+        yield f'lora.init_from = "{config.lora.init_from}" with train.method = "{train.method}": it starts a LoRA only'
 
     low = {name: value for name, value in _formats(config) if value in ("bf16", "fp16")}
     if len(set(low.values())) > 1:

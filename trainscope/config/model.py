@@ -69,6 +69,8 @@ class LoraSection(Section):
     """Dropout in front of the adapter."""
     targets: Names = ("to_q", "to_k", "to_v", "to_out.0")
     """Endings of the names of the modules to adapt."""
+    init_from: str | None = None
+    """LoRA file, or a checkpoint's folder, whose weights to start from with a fresh optimizer."""
 
 
 class DataSection(Section):
@@ -94,7 +96,9 @@ class SchedulerSection(Section):
     type: Literal["constant", "constant-with-warmup", "cosine"] = "constant"
     """Shape of the schedule."""
     warmup: NonNegativeFloat = 0.0
-    """Linear rise from 0: below 1 a share of the run, else a number of steps."""
+    """Linear rise from 0: below 1 a share of the run, else a number of steps; adamw-schedulefree does it itself."""
+    on_resume: Literal["continue", "restart", "extend"] = "continue"
+    """On resume: go on with the saved schedule; begin a new one over the steps left; or stretch it to `train.steps`."""
 
 
 class PrecisionSection(Section):
@@ -135,7 +139,9 @@ class CheckpointSection(Section):
     keep: NonNegativeInt = 0
     """How many checkpoints to keep; 0 keeps all."""
     save_state: bool = True
-    """Save optimizer, scheduler, EMA and random states too, so that the run can be resumed."""
+    """Save optimizer, EMA and random states too; without them a resume begins with a fresh optimizer."""
+    resume: str | None = None
+    """Go on from a checkpoint: "latest" of the runs of this name, or the path of a run or a checkpoint."""
 
 
 class SampleSection(Section):
