@@ -15,20 +15,22 @@ from torch import Tensor
 from trainscope.schema import Record
 
 
-@torch.no_grad()
-def measure_params(
-    requested: Mapping[str, Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, component: str
-) -> Record:
-    """One row for each requested tensor, with its magnitude as it is now.
+class ParamsProbe:
+    """Made while the tensors hold what the run began from: their magnitudes are read then, everything else later."""
 
-    `is_model_object` is false where the optimizer holds another object than the model's: it is trained for nobody.
-    """
-    group_of = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
-    objects = {id(p) for p in model.parameters()}
-    rows: list[dict[str, Any]] = []
-    for name, tensor in requested.items():
-        magnitude = tensor.detach().float().abs()
-        rows.append(
+    @torch.no_grad()
+    def __init__(self, requested: Mapping[str, Tensor]) -> None:
+        self._requested = requested
+        self._magnitudes = {name: _magnitude(tensor) for name, tensor in requested.items()}
+
+    def measure(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, component: str) -> Record:
+        """One row for each requested tensor.
+
+        `is_model_object` is false where the optimizer holds another object than the model's: it is trained for nobody.
+        """
+        group_of = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        objects = {id(p) for p in model.parameters()}
+        rows: list[dict[str, Any]] = [
             {
                 "param": name,
                 "name": name.replace(".default.", "."),
@@ -41,8 +43,18 @@ def measure_params(
                 "requires_grad": tensor.requires_grad,
                 "in_optimizer": id(tensor) in group_of,
                 "is_model_object": id(tensor) in objects,
-                "weight_rms": float(magnitude.double().square().mean().sqrt()) if tensor.numel() else None,
-                "weight_abs_median": float(magnitude.median()) if tensor.numel() else None,
+                **self._magnitudes[name],
             }
-        )
-    return Record("params", {key: [row[key] for row in rows] for key in rows[0]} if rows else {})
+            for name, tensor in self._requested.items()
+        ]
+        return Record("params", {key: [row[key] for row in rows] for key in rows[0]} if rows else {})
+
+
+def _magnitude(tensor: Tensor) -> dict[str, float | None]:
+    if not tensor.numel():
+        return {"weight_rms": None, "weight_abs_median": None}
+    magnitude = tensor.detach().float().abs()
+    return {
+        "weight_rms": float(magnitude.double().square().mean().sqrt()),
+        "weight_abs_median": float(magnitude.median()),
+    }

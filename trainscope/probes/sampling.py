@@ -52,9 +52,7 @@ class StepSample:
         for number, indices in self._groups.items():
             group = self._optimizer.param_groups[number]
             present = [index for index in indices if grads[index] is not None and self._tensors[index].numel()]
-            views = {index: self._view(self._tensors[index], index) for index in present}
-            for part in FlatLayout(list(views.values())).chunks:
-                chunk = Chunk(tuple(present[index] for index in part.indices), part.sizes, part.device)
+            for chunk in chunks_of({index: self._view(self._tensors[index], index) for index in present}):
                 self._before.append((chunk, number, self._copy(chunk, grads), dict(group)))
 
     def measure(self) -> Tensor:
@@ -66,10 +64,8 @@ class StepSample:
             after = self._optimizer.param_groups[number]
             step = self._formula.formula(before, group, after)
             applied = self._gather(chunk, {i: self._tensors[i] for i in chunk.indices}) - before.theta
-            dominated = step.v_hat.sqrt() < 10 * group.get("eps", 0.0)
-            intended2, applied2, grad2_sum = (chunk.norms(v).square() for v in (step.delta, applied, before.grad))
-            both, v_sum = chunk.sums(applied.double() * step.delta.double(), step.v_hat)
-            eps_count = chunk.counts(dominated)
+            intended2, applied2 = (chunk.norms(vector).square() for vector in (step.delta, applied))
+            [both] = chunk.sums(applied.double() * step.delta.double())
             count = torch.tensor(chunk.sizes, dtype=torch.float64, device=device)
             # Energies of the whole tensor, so that those of tensors add up.
             share = count / torch.tensor([self._tensors[i].numel() for i in chunk.indices], device=device)
@@ -79,8 +75,7 @@ class StepSample:
                     (intended2 / share).sqrt(),
                     (applied2 / share).sqrt(),
                     both / intended2,
-                    eps_count / count,
-                    torch.where(v_sum == 0, ABSENT, grad2_sum / v_sum),
+                    *_beside_second_moment(chunk, before.grad, step.v_hat, eps=group.get("eps", 0.0)),
                 ]
             ).to(device)
         self._before = []
@@ -88,23 +83,20 @@ class StepSample:
 
     def _copy(self, chunk: Chunk, grads: Sequence[Tensor | None]) -> Before:
         assert self._formula is not None  # noqa: S101
-        states = [self._optimizer.state.get(self._tensors[index], {}) for index in chunk.indices]
         tensors = {index: self._tensors[index] for index in chunk.indices}
-        moments: dict[str, Tensor] = {}
-        for key in self._formula.state_keys:
-            found = [state.get(key) for state in states]
-            moments[key] = self._gather(
-                chunk,
-                {
-                    index: moment if isinstance(moment, Tensor) else torch.zeros_like(tensors[index])
-                    for index, moment in zip(chunk.indices, found, strict=True)
-                },
-            )
-        steps = torch.tensor([float(state.get("step", 0)) for state in states], device=chunk.device)
+        states = {index: self._optimizer.state.get(tensor, {}) for index, tensor in tensors.items()}
+        remembered: dict[str, Tensor] = {}
+        for name, stored in self._formula.state.items():
+            parts: list[Tensor] = []
+            for index, tensor in tensors.items():
+                part = stored.read(states[index], stride=self._strides[index])
+                parts.append(stored.before_first_step(self._view(tensor, index)) if part is None else part)
+            remembered[name] = torch.cat(parts).float()
+        steps = torch.tensor([float(state.get("step", 0)) for state in states.values()], device=chunk.device)
         return Before(
             theta=self._gather(chunk, tensors),
             grad=self._gather(chunk, {index: _known(grads[index]) for index in chunk.indices}),
-            state=moments,
+            state=remembered,
             step=torch.repeat_interleave(steps, torch.tensor(chunk.sizes, device=chunk.device)),
         )
 
@@ -113,6 +105,24 @@ class StepSample:
 
     def _view(self, tensor: Tensor, index: int) -> Tensor:
         return tensor.detach().reshape(-1)[:: self._strides[index]]
+
+
+def chunks_of(tensors: Mapping[int, Tensor]) -> list[Chunk]:
+    """Chunks of some of a list's tensors, with their indices in the list."""
+    indices = list(tensors)
+    layout = FlatLayout(list(tensors.values()))
+    return [Chunk(tuple(indices[n] for n in part.indices), part.sizes, part.device) for part in layout.chunks]
+
+
+def _beside_second_moment(chunk: Chunk, grad: Tensor, v_hat: Tensor | None, *, eps: float) -> tuple[Tensor, Tensor]:
+    """Share of elements with √v̂ < 10·eps, and mean g² / mean v̂, each float64 [tensors]; ABSENT without a v̂."""
+    if v_hat is None:
+        nothing = torch.full((len(chunk.sizes),), ABSENT, dtype=torch.float64, device=chunk.device)
+        return nothing, nothing
+    count = torch.tensor(chunk.sizes, dtype=torch.float64, device=chunk.device)
+    [v_sum] = chunk.sums(v_hat)
+    ratio = chunk.norms(grad).square() / v_sum
+    return chunk.counts(v_hat.sqrt() < 10 * eps) / count, torch.where(v_sum == 0, ABSENT, ratio)
 
 
 def _stride(numel: int) -> int:

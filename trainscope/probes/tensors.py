@@ -11,17 +11,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trainscope.probes.flat import FlatLayout, same_bits
+from trainscope.probes.flat import same_bits
+from trainscope.probes.formulas import places_of
 from trainscope.probes.pending import ABSENT, NullWhere, Pending, absent
 from trainscope.probes.sampling import MEASURES as SAMPLED
-from trainscope.probes.sampling import StepSample
+from trainscope.probes.sampling import StepSample, chunks_of
+from trainscope.probes.stored import Stored
 
 GRADIENT = ("grad_norm", "grad_absmax", "nonfinite", "grad_zero_count", "nonzero_count")
 UPDATE = ("weight_norm", "weight_nonfinite", "update_norm", "lost_count", "distance_from_start")
 STATE = ("state_m_norm", "state_v_max", "state_v_min")
 COUNTS = frozenset({"nonfinite", "grad_zero_count", "nonzero_count", "weight_nonfinite", "lost_count"})
-FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
-SECOND_MOMENTS = ("exp_avg_sq",)
+FROM_SECOND_MOMENT = ("state_v_max", "state_v_min", "eps_dominated_fraction", "g2_over_v")
 
 
 class TensorsProbe:
@@ -35,9 +36,11 @@ class TensorsProbe:
         self._names = list(params)
         self._tensors = list(params.values())
         self._optimizer = optimizer
-        self._layout = FlatLayout(self._tensors)
-        self._start = [chunk.gather(self._tensors) for chunk in self._layout.chunks]
+        # An empty tensor has no largest element; it stays at zero in every measure.
+        self._chunks = chunks_of({index: tensor for index, tensor in enumerate(self._tensors) if tensor.numel()})
+        self._start = [chunk.gather(self._tensors) for chunk in self._chunks]
         self._sample = StepSample(self._tensors, optimizer)
+        self._first, self._second = places_of(optimizer, "m"), places_of(optimizer, "v")
         self._before: list[Tensor] = []
         self._nonzero: list[Tensor] = []
         self._gradient = torch.empty(0)
@@ -46,8 +49,15 @@ class TensorsProbe:
     @property
     def reasons(self) -> dict[str, str]:
         """Columns that this optimizer gives nothing for, with the reason."""
-        reason = self._sample.reason
-        return dict.fromkeys(SAMPLED, reason) if reason else {}
+        reasons: dict[str, str] = {}
+        name = type(self._optimizer).__name__
+        if not self._first:
+            reasons["state_m_norm"] = f"{name} keeps no first moment"
+        if not self._second:
+            reasons.update(dict.fromkeys(FROM_SECOND_MOMENT, f"{name} keeps no second moment"))
+        if self._sample.reason:
+            reasons.update(dict.fromkeys(SAMPLED, self._sample.reason))
+        return reasons
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -58,9 +68,9 @@ class TensorsProbe:
             torch.zeros_like(tensor) if grad is None else grad
             for tensor, grad in zip(self._tensors, grads, strict=True)
         ]
-        self._gradient = self._empty(len(GRADIENT))
+        self._gradient = self._zeros(len(GRADIENT))
         self._before, self._nonzero = [], []
-        for chunk in self._layout.chunks:
+        for chunk in self._chunks:
             grad = chunk.gather(filled)
             nonzero = grad != 0  # NaN is not zero
             nonzeros = chunk.counts(nonzero)
@@ -75,10 +85,8 @@ class TensorsProbe:
     @torch.no_grad()
     def after_step(self, step: int) -> Pending:
         """Measure what the step changed."""
-        update = self._empty(len(UPDATE))
-        for chunk, before, nonzero, start in zip(
-            self._layout.chunks, self._before, self._nonzero, self._start, strict=True
-        ):
+        update = self._zeros(len(UPDATE))
+        for chunk, before, nonzero, start in zip(self._chunks, self._before, self._nonzero, self._start, strict=True):
             now = chunk.gather(self._tensors)
             wide = now.float()
             rows = [
@@ -110,37 +118,38 @@ class TensorsProbe:
 
     def _state(self) -> Tensor:
         """Norm of the first moment, range of the second; ABSENT where the optimizer keeps none."""
-        result = torch.full_like(self._empty(len(STATE)), ABSENT)
-        states = [self._optimizer.state.get(tensor, {}) for tensor in self._tensors]
-        first = _present(states, FIRST_MOMENTS)
-        if first:
-            norms = torch._foreach_norm(list(first.values()), 2, dtype=torch.float32)
-            self._put(result[:1], tuple(first), [torch.stack(list(norms)).double()])
-        second = _present(states, SECOND_MOMENTS)
-        if second:
-            ranges = [torch.stack(torch.aminmax(moment)).double() for moment in second.values()]
-            lowest, highest = torch.stack(ranges).unbind(1)
-            self._put(result[1:], tuple(second), [highest, lowest])
+        result = torch.full_like(self._zeros(len(STATE)), ABSENT)
+        for chunk in self._chunks:  # moments that are stored in eight bits are float32 one chunk at a time
+            first = self._moments(self._first, chunk.indices)
+            if first:
+                norms = torch._foreach_norm(list(first.values()), 2, dtype=torch.float32)
+                self._put(result[:1], tuple(first), [torch.stack(list(norms)).double()])
+            second = self._moments(self._second, chunk.indices)
+            if second:
+                ranges = [torch.stack(torch.aminmax(moment)).double() for moment in second.values()]
+                lowest, highest = torch.stack(ranges).unbind(1)
+                self._put(result[1:], tuple(second), [highest, lowest])
         return result
 
-    def _empty(self, rows: int) -> Tensor:
-        return torch.empty((rows, len(self._tensors)), dtype=torch.float64, device=self._tensors[0].device)
+    def _moments(self, places: tuple[Stored, ...], indices: tuple[int, ...]) -> dict[int, Tensor]:
+        """A moment of those tensors that have it, flat, from the first place that holds it."""
+        found: dict[int, Tensor] = {}
+        for index in indices:
+            state = self._optimizer.state.get(self._tensors[index], {})
+            for place in places:
+                moment = place.read(state)
+                if moment is not None:
+                    found[index] = moment
+                    break
+        return found
+
+    def _zeros(self, rows: int) -> Tensor:
+        return torch.zeros((rows, len(self._tensors)), dtype=torch.float64, device=self._tensors[0].device)
 
     @staticmethod
     def _put(target: Tensor, indices: tuple[int, ...], rows: list[Tensor]) -> None:
         columns = torch.tensor(indices, device=target.device)
         target[:, columns] = torch.stack([row.to(target.device) for row in rows])
-
-
-def _present(states: list[Mapping[str, object]], keys: tuple[str, ...]) -> dict[int, Tensor]:
-    found: dict[int, Tensor] = {}
-    for index, state in enumerate(states):
-        for key in keys:
-            moment = state.get(key)
-            if isinstance(moment, Tensor) and moment.numel():
-                found[index] = moment
-                break
-    return found
 
 
 NULL_WHERE: NullWhere = {

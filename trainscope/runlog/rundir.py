@@ -142,14 +142,17 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False).encode())
 
 
-def create_run(parent: Path, name: str, *, out: Path | None = None) -> RunDir:
-    """Make a new run directory: `out` exactly, else `parent/<name>-<time>`. Never touches an existing one."""
+def create_run(folder_of_runs: Path, name: str, *, out: Path | None = None, parent: str | None = None) -> RunDir:
+    """Make a new run directory: `out` exactly, else `folder_of_runs/<name>-<time>`. Never touches an existing one.
+
+    `parent` is the id of the run that it goes on from.
+    """
     try:
         if out is not None:
             folder = _claim(out)
         else:
-            parent.mkdir(parents=True, exist_ok=True)
-            folder = _first_free(parent, f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+            folder_of_runs.mkdir(parents=True, exist_ok=True)
+            folder = _first_free(folder_of_runs, f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
         for sub in ("segments", "log", "checkpoints", "samples"):
             (folder / sub).mkdir()
         (folder / ".lock").touch()
@@ -159,7 +162,7 @@ def create_run(parent: Path, name: str, *, out: Path | None = None) -> RunDir:
                 "format": RUN_FORMAT,
                 "id": uuid.uuid4().hex,
                 "name": name,
-                "parent": None,
+                "parent": parent,
                 "origin": "trainscope",
                 "status": "running",
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),

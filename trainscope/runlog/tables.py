@@ -215,6 +215,8 @@ TABLES: dict[str, Table] = {
             SEGMENT,
             RANK,
             Column("sample", INT, "index in `data`"),
+            Column("epoch", INT, "pass over the samples, from 0"),
+            Column("position", INT, "micro-batches since the beginning, from 0"),
         ),
         _table(
             "evals",
@@ -266,9 +268,12 @@ TABLES: dict[str, Table] = {
             STEP,
             SEGMENT,
             RANK,
-            Column("moment", TEXT, "before_save, after_save, before_sample …"),
+            Column("moment", TEXT, "before_save, saved (as written), after_save, before_sample, after_sample, resumed"),
             Column("item", TEXT, "raw or ema"),
-            Column("digest", TEXT, "SHA-256 of the bytes"),
+            Column("mode", TEXT, "x or y for Schedule-Free's raw weights, else NULL"),
+            Column(
+                "digest", TEXT, "128-bit xxHash3 over the digests of all trained tensors, in the order of their names"
+            ),
         ),
         _table(
             "samples",
@@ -278,6 +283,7 @@ TABLES: dict[str, Table] = {
             Column("path", TEXT, "image file, relative to the run directory"),
             Column("prompt", TEXT, "the prompt"),
             Column("weights", TEXT, "raw or ema"),
+            Column("mode", TEXT, "x or y for Schedule-Free, else NULL"),
             Column("seed", INT, "seed of its noise"),
             Column("digest", TEXT, "SHA-256 of the pixels"),
             Column(
