@@ -14,18 +14,27 @@ from trainscope.config.load import ResolvedConfig
 from trainscope.config.model import PrecisionSection
 from trainscope.config.plan import plan_run
 from trainscope.errors import TrainingError
+from trainscope.trainer.checkpoints.weights import start_from_lora
 from trainscope.trainer.data.dataset import load_data
 from trainscope.trainer.ema import DTYPES, build_ema
 from trainscope.trainer.models.load import Components, load_components
 from trainscope.trainer.models.lora import LoraPair, add_lora, trained_parameters
 from trainscope.trainer.optimizers import StochasticRounding, build_optimizer, build_scheduler
+from trainscope.trainer.optimizers.schedule import planned_schedule, schedule_after_resume
+from trainscope.trainer.resume import Resume, seed_in_effect
 from trainscope.trainer.session import Session
 
 
-def build_session(resolved: ResolvedConfig, *, warn: Callable[[str], None] = lambda message: None) -> Session:
-    """Build everything that `resolved` asks for; `warn` is told what the user should know of the data."""
+def build_session(
+    resolved: ResolvedConfig, *, resume: Resume | None = None, warn: Callable[[str], None] = lambda message: None
+) -> Session:
+    """Build everything that `resolved` asks for; `warn` is told what the user should know of the data.
+
+    Of a `resume` only what must be known while building is taken, its seed and its schedule: the weights are those that
+    the training began from, so that probes can measure the distance from there.
+    """
     config = resolved.config
-    seed = config.run.seed if config.run.seed >= 0 else secrets.randbelow(2**31)
+    seed = _seed(config.run.seed, resume)
     torch.manual_seed(seed)
     device = choose_device(config.run.device)
     compute_dtype = choose_compute_dtype(config.precision, device)
@@ -40,7 +49,12 @@ def build_session(resolved: ResolvedConfig, *, warn: Callable[[str], None] = lam
     pairs = make_trainable(resolved, components, seed)
     params = trained_parameters(components.unet)
     tensors = list(params.values())
-    optimizer = build_optimizer(config.optimizer, tensors)
+    if config.lora.init_from is not None:
+        start_from_lora(pairs, resolved.resolve_path(config.lora.init_from))
+    optimizer = build_optimizer(config.optimizer, tensors, warmup_steps=plan.warmup_steps)
+    schedule = planned_schedule(config, plan)
+    if resume is not None:
+        schedule = schedule_after_resume(config, plan, resume.saved_schedule, resume.step)
     rounding = StochasticRounding(tensors, seed=seed) if config.precision.stochastic_rounding else None
     return Session(
         resolved=resolved.derive(
@@ -59,7 +73,8 @@ def build_session(resolved: ResolvedConfig, *, warn: Callable[[str], None] = lam
         params=params,
         pairs=pairs,
         optimizer=optimizer,
-        scheduler=build_scheduler(config.scheduler, optimizer, steps=plan.steps, warmup_steps=plan.warmup_steps),
+        schedule=schedule,
+        scheduler=build_scheduler(schedule, optimizer),
         # fp16 weights have no room to scale in: torch refuses to unscale fp16 gradients, and OneTrainer does without.
         scaler=torch.amp.GradScaler(
             device.type, enabled=compute_dtype == torch.float16 and config.precision.weights == "fp32"
@@ -68,6 +83,13 @@ def build_session(resolved: ResolvedConfig, *, warn: Callable[[str], None] = lam
         ema=build_ema(config.ema, tensors),
         data=data,
     )
+
+
+def _seed(asked: int, resume: Resume | None) -> int:
+    """The seed in effect; -1 draws one, and a resumed training keeps its own."""
+    if resume is not None:
+        return seed_in_effect(resume)
+    return asked if asked >= 0 else secrets.randbelow(2**31)
 
 
 def make_trainable(resolved: ResolvedConfig, components: Components, seed: int) -> list[LoraPair]:

@@ -18,16 +18,24 @@ LADDER = tuple(digit * 10**power for power, digit in product(range(6), (1, 2, 5)
 class Cadence:
     """`due` says whether to look at a step; `learn` is told what each step cost."""
 
-    def __init__(self, section: ProbesSection, *, last_step: int) -> None:
+    def __init__(self, section: ProbesSection, *, last_step: int, settled: int | None = None) -> None:
+        """`settled` is what an earlier part of the same run found out."""
         self._budget = section.budget
         self._last_step = last_step
+        self._closely_until = 0
         self._costs: list[tuple[float, float, float]] = []
-        self.every: int | None = None if section.every == "auto" else section.every
+        self.every: int | None = settled if section.every == "auto" else section.every
         """Steps between looks; None while it is being found out."""
+
+    def look_closely(self, *, until: int) -> None:
+        """Look at every step up to this one: something happened whose effect is over in a few steps."""
+        self._closely_until = until
 
     def due(self, step: int) -> bool:
         """Whether to look at a step (from 1). The last step always is."""
-        return self.every is None or step % self.every == 0 or step == self._last_step
+        if self.every is None or step <= self._closely_until:
+            return True
+        return step % self.every == 0 or step == self._last_step
 
     def learn(self, *, step_seconds: float, look_seconds: float, always_seconds: float = 0.0) -> bool:
         """Take a step's cost without probes, that of a look, and that of the probes which look at every step.

@@ -34,6 +34,15 @@ class Callback:
     def after_step(self, session: Session) -> None:
         """Optimizer, scheduler and EMA have stepped."""
 
+    def after_micro_batch(self, session: Session) -> None:
+        """The gradient of a micro-batch has been added."""
+
+    def before_save(self, session: Session) -> None:
+        """A checkpoint is about to be written."""
+
+    def after_save(self, session: Session) -> None:
+        """A checkpoint was written."""
+
     def on_progress(self, progress: Progress) -> None:
         """New values have reached the host."""
 

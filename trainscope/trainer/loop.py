@@ -17,8 +17,9 @@ from torch import Tensor
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.data.order import MicroBatch
 from trainscope.trainer.diffusion import denoising_loss, draw_noise, load_batch
+from trainscope.trainer.interrupts import Interrupt
 from trainscope.trainer.recorder import Recorder
-from trainscope.trainer.session import Session
+from trainscope.trainer.session import Accumulated, Session
 
 
 class Stopwatch:
@@ -41,16 +42,26 @@ class Stopwatch:
 
 
 def optimizer_step(
-    session: Session, micro_batches: Sequence[MicroBatch], recorder: Recorder, callbacks: Sequence[Callback]
-) -> None:
-    """Accumulate the gradients of the micro-batches, then step optimizer, schedule and average."""
+    session: Session,
+    micro_batches: Sequence[MicroBatch],
+    recorder: Recorder,
+    callbacks: Sequence[Callback],
+    interrupted: Interrupt | None = None,
+) -> bool:
+    """Accumulate the gradients of the micro-batches, then step optimizer, schedule and average.
+
+    False if it was interrupted between two micro-batches: what is accumulated then stays in the session, and a call
+    with the same micro-batches goes on with it.
+    """
     watch = Stopwatch()
     samples = sum(len(batch.samples) for batch in micro_batches)
     for callback in callbacks:
         callback.before_backward(session)
-    leftover = _grad_norm(session.tensors)
-    loss = torch.zeros((), device=session.device)
-    for micro_batch in micro_batches:
+    carried, session.accumulated = session.accumulated, None
+    if carried is None:
+        carried = Accumulated(0, torch.zeros((), device=session.device), _grad_norm(session.tensors))
+    loss, leftover = carried.loss, carried.leftover
+    for done, micro_batch in enumerate(micro_batches[carried.count :], start=carried.count + 1):
         with watch("data"):
             batch = load_batch(session, micro_batch.samples, micro_batch.position)
             noise, timesteps = draw_noise(session, batch, micro_batch.position)
@@ -59,10 +70,15 @@ def optimizer_step(
             micro_loss = denoising_loss(session, batch, noise, timesteps).sum() / samples
         with watch("backward"):
             session.scaler.scale(micro_loss).backward()
-        loss += micro_loss.detach()
+        loss = loss + micro_loss.detach()
         session.micro_step += 1
-        for sample in micro_batch.samples:
-            recorder.add_row("order", step=session.step + 1, sample=sample)
+        for callback in callbacks:
+            callback.after_micro_batch(session)
+        if interrupted and done < len(micro_batches):
+            session.accumulated = Accumulated(done, loss, leftover)
+            return False
+    for micro_batch in micro_batches:
+        _record_order(recorder, session.step + 1, micro_batch)
 
     for callback in callbacks:
         callback.before_optimizer(session)
@@ -99,6 +115,12 @@ def optimizer_step(
     )
     for callback in callbacks:
         callback.after_step(session)
+    return True
+
+
+def _record_order(recorder: Recorder, step: int, batch: MicroBatch) -> None:
+    for sample in batch.samples:
+        recorder.add_row("order", step=step, sample=sample, epoch=batch.epoch, position=batch.position)
 
 
 def _step(session: Session) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image
 
+from trainscope.runlog.reader import read_run
 from trainscope.runlog.rundir import RunDir
 from trainscope.trainer.data.dataset import preview_image
 from trainscope.trainer.recorder import Recorder
@@ -23,11 +24,20 @@ class Previews:
     recorder: Recorder
     _last: dict[tuple[str, str], Image.Image] = field(default_factory=dict)
 
+    def remember(self, step: int) -> None:
+        """Take up the last images of earlier segments, up to `step`: the next ones are compared with them."""
+        rows = read_run(self.run.path).datasets["samples"].to_table(columns=["step", "path", "prompt", "weights"])
+        for row in sorted(rows.to_pylist(), key=lambda row: row["step"]):
+            path = self.run.path / row["path"]
+            if row["step"] <= step and path.exists():
+                with Image.open(path) as picture:
+                    self._last[(row["prompt"], row["weights"])] = picture.convert("RGB")
+
     def make(self) -> None:
         """Generate and record the images of the current step."""
         for which in self.session.weight_sets:
             with self.session.weights(which):
-                self._make(which)
+                self._make(which, self.session.point(which))
         self.recorder.event("sample", prompts=len(self.prompts))
 
     @property
@@ -36,7 +46,7 @@ class Previews:
         captions = (sample.caption for sample in self.session.data.samples if sample.caption)
         return list(self.session.config.sample.prompts) or list(dict.fromkeys(captions))[:2] or [""]
 
-    def _make(self, which: str) -> None:
+    def _make(self, which: str, mode: str | None) -> None:
         session, section = self.session, self.session.config.sample
         resolution = session.config.data.resolution
         width, height = section.width or resolution, section.height or resolution
@@ -66,6 +76,7 @@ class Previews:
                 path=path,
                 prompt=prompt,
                 weights=which,
+                mode=mode,
                 seed=section.seed,
                 digest=image_digest(picture),
                 distance=image_distance(before, picture) if before else None,

@@ -19,7 +19,7 @@ from torch import Tensor
 from trainscope.probes.adapters import AdaptersProbe
 from trainscope.probes.ema import EmaProbe
 from trainscope.probes.groups import GroupsProbe
-from trainscope.probes.params import measure_params
+from trainscope.probes.params import ParamsProbe
 from trainscope.probes.pending import Pending, collect
 from trainscope.probes.tensors import TensorsProbe
 from trainscope.runlog.tables import TABLES
@@ -38,7 +38,15 @@ DRAIN_STEPS = 10
 class Recorder:
     """The probes of one training."""
 
-    def __init__(self, session: Session, writer: RunWriter, callbacks: Sequence[Callback] = ()) -> None:
+    def __init__(
+        self,
+        session: Session,
+        writer: RunWriter,
+        callbacks: Sequence[Callback] = (),
+        *,
+        settled_cadence: int | None = None,
+    ) -> None:
+        """Make it while the weights are those that the run began from: what is measured is measured from there."""
         self._session = session
         self._writer = writer
         self._callbacks = callbacks
@@ -48,40 +56,45 @@ class Recorder:
         self._late_seconds = 0.0
         self._failed: set[str] = set()
         self._saw_nonfinite = False
-        self._cadence = Cadence(session.config.probes, last_step=session.plan.steps)
+        self._cadence = Cadence(session.config.probes, last_step=session.plan.steps, settled=settled_cadence)
+        self._params = self._try("params", lambda: ParamsProbe(session.params))
         self._tensors = self._make("tensors", lambda: TensorsProbe(session.params, session.optimizer))
         self._ema = self._make("ema", lambda: EmaProbe(session.params)) if session.ema else None
+        session.probes_every = self._cadence.every
         self._adapters = self._make("adapters", lambda: AdaptersProbe(session.pairs)) if session.pairs else None
         self._groups = self._try("groups", lambda: GroupsProbe(session.optimizer, session.scheduler))
 
     def start(self) -> None:
         """Record what is known before the first step."""
         session = self._session
-        params = self._try(
-            "params", lambda: measure_params(session.params, session.unet, session.optimizer, component="unet")
-        )
+        probe = self._params
+        params = self._try("params", lambda: probe.measure(session.unet, session.optimizer, "unet")) if probe else None
         if params:
             self._add(params)
         if self._tensors:
             for column, reason in self._tensors.reasons.items():
-                self._absent("tensors", column, reason)
+                self.absent("tensors", column, reason)
         if session.device.type == "cpu":
-            self._absent("steps", "memory_bytes", "the run's device is the CPU")
+            self.absent("steps", "memory_bytes", "the run's device is the CPU")
         self.flush()
+
+    def look_closely(self, steps: int) -> None:
+        """Look at each of the next steps, whatever the cadence."""
+        self._cadence.look_closely(until=self._session.step + steps)
 
     def before_step(self) -> None:
         """Right before the optimizer's step, gradients unscaled and clipped."""
         if self._groups and "groups" not in self._failed:
-            with self._guarded("groups"):
+            with self.guarded("groups"):
                 self._groups.before_step()
         if self._tensors and self._due("tensors", self._session.step + 1):
-            with self._guarded("tensors"):
+            with self.guarded("tensors"):
                 self._tensors.before_step()
 
     def after_step(self) -> None:
         """Right after the optimizer's step."""
         if self._tensors and self._due("tensors", self._session.step + 1):
-            with self._guarded("tensors"):
+            with self.guarded("tensors"):
                 self._pending.append(self._tensors.after_step(self._session.step + 1))
 
     @contextmanager
@@ -92,11 +105,11 @@ class Recorder:
         if session.ema is None or probe is None or not self._due("ema", step):
             yield
             return
-        with self._guarded("ema"):
+        with self.guarded("ema"):
             probe.before_update(session.ema.shadow_params)
         yield
         if "ema" not in self._failed:
-            with self._guarded("ema"):
+            with self.guarded("ema"):
                 decay = float(session.ema.cur_decay_value)
                 self._pending.append(probe.after_update(step, session.ema.shadow_params, decay))
 
@@ -105,7 +118,7 @@ class Recorder:
         session, started = self._session, time.perf_counter()
         self._settle()
         if self._adapters and self._due("adapters", session.step):
-            with self._guarded("adapters"):
+            with self.guarded("adapters"):
                 self._pending.append(self._adapters.measure(session.step))
         groups = self._groups
         if groups and "groups" not in self._failed:
@@ -131,6 +144,7 @@ class Recorder:
         if self._cadence.learn(
             step_seconds=seconds - probe_seconds, look_seconds=probe_seconds - always, always_seconds=always
         ):
+            session.probes_every = self._cadence.every
             self.event("probe_cadence", every=self._cadence.every)
         # While the cadence is being found, a look's cost must be known with that of bringing its values over.
         if session.step % DRAIN_STEPS == 0 or self._cadence.every is None:
@@ -211,13 +225,13 @@ class Recorder:
 
     def _make(self, table: str, make: Callable[[], T]) -> T | None:
         if table not in self._session.config.probes.tables:
-            self._absent(table, None, "not among probes.tables")
+            self.absent(table, None, "not among probes.tables")
             return None
         return self._try(table, make)
 
     def _try(self, table: str, do: Callable[[], T]) -> T | None:
         done: list[T] = []
-        with self._guarded(table):
+        with self.guarded(table):
             done.append(do())
         return done[0] if done else None
 
@@ -225,8 +239,8 @@ class Recorder:
         return table not in self._failed and self._cadence.due(step)
 
     @contextmanager
-    def _guarded(self, table: str) -> Iterator[None]:
-        """Time a probe; if it fails, say so in the log and on the console, and do without it from here on."""
+    def guarded(self, table: str) -> Iterator[None]:
+        """Around whatever only looks. If it fails, say so in log and console, and do without it from here on."""
         self._settle()
         started = time.perf_counter()
         try:
@@ -242,10 +256,10 @@ class Recorder:
             return
         self._failed.add(table)
         reason = f"the probe failed: {type(error).__name__}: {error}"
-        self._absent(table, None, reason)
+        self.absent(table, None, reason)
         self.event("probe_failed", table=table, reason=reason)
 
-    def _absent(self, table: str, column: str | None, reason: str) -> None:
+    def absent(self, table: str, column: str | None, reason: str) -> None:
         """Say in `coverage` why a column, or a whole table, is not recorded."""
         names = [column] if column else [c.name for c in TABLES[table].columns]
         for name in names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -15,11 +16,25 @@ from torch.optim.lr_scheduler import LambdaLR
 from trainscope.config.load import ResolvedConfig
 from trainscope.config.model import RunConfig
 from trainscope.config.plan import Plan
+from trainscope.probes.fingerprint import digest_of_all
 from trainscope.trainer.data.dataset import TrainingData
 from trainscope.trainer.ema import averaged_weights
 from trainscope.trainer.models.load import Components
 from trainscope.trainer.models.lora import LoraPair
 from trainscope.trainer.optimizers import StochasticRounding
+from trainscope.trainer.optimizers.schedule import Schedule
+from trainscope.trainer.optimizers.schedulefree import point, weights_at_x
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """A step stopped between two of its micro-batches: how many are done, and what they added up to."""
+
+    count: int
+    loss: Tensor
+    """Their share of the step's mean loss, a scalar."""
+    leftover: Tensor
+    """‖g‖₂ that was there before the first of them, a scalar."""
 
 
 @dataclass
@@ -37,6 +52,8 @@ class Session:
     pairs: list[LoraPair]
     """The LoRA pairs; empty for a full fine-tune."""
     optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    """The shape that `scheduler` follows."""
     scheduler: LambdaLR
     scaler: torch.amp.GradScaler
     """Disabled unless fp16 is computed with float32 weights."""
@@ -47,6 +64,10 @@ class Session:
     micro_step: int = 0
     optimizer_steps: int = 0
     """Steps that the optimizer really made: those skipped by the GradScaler are not among them."""
+    accumulated: Accumulated | None = None
+    """The step under way, where the training was stopped in the middle of one."""
+    probes_every: int | None = None
+    """Steps between looks that the probes settled on, so that a resumed run need not find it out again."""
 
     @property
     def config(self) -> RunConfig:
@@ -55,6 +76,11 @@ class Session:
     @property
     def unet(self) -> UNet2DConditionModel:
         return self.components.unet
+
+    @cached_property
+    def frozen_digest(self) -> str:
+        """Digest of the UNet's frozen weights, which the trained ones are changes of."""
+        return digest_of_all({name: p for name, p in self.unet.named_parameters() if name not in self.params})
 
     @property
     def tensors(self) -> list[torch.nn.Parameter]:
@@ -69,13 +95,18 @@ class Session:
 
     @contextmanager
     def weights(self, which: str) -> Iterator[None]:
-        """The trained weights as they are ("raw"), or their average in their place ("ema")."""
+        """The trained weights ("raw"; Schedule-Free's at x), or their average in their place ("ema")."""
         if which == "raw":
-            yield
+            with weights_at_x(self.optimizer, self.tensors):
+                yield
         else:
             assert self.ema is not None  # noqa: S101  callers ask `weight_sets`
             with averaged_weights(self.ema, self.tensors):
                 yield
+
+    def point(self, which: str) -> str | None:
+        """Where Schedule-Free's weights are now, "x" or "y"; None for the average and for every other optimizer."""
+        return point(self.optimizer) if which == "raw" else None
 
     @property
     def weight_sets(self) -> tuple[str, ...]:

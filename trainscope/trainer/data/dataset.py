@@ -5,6 +5,8 @@ The encoders are frozen, so everything is encoded once. Knows nothing of noise o
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +72,11 @@ class TrainingData:
         if self.masks is not None:
             return load_mask(self.masks[sample], self.samples[sample], self.resolution)
         return random_mask(self.resolution, self.resolution, generator=generator(seed, "mask", step, sample))
+
+    def identity(self) -> str:
+        """A digest of the images and captions that are trained on, in their order, wherever they lie."""
+        seen = [(self.samples[index].digest, self.samples[index].caption) for index in self.train]
+        return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
     def rows(self) -> list[dict[str, Any]]:
         """The `data` table."""

@@ -1,44 +1,83 @@
-"""`[optimizer]` and `[scheduler]` → the objects of torch, prodigyopt and diffusers.
+"""`[optimizer]` → an object of the library that has it.
 
-Knows nothing of what is optimized.
+A new optimizer is a model in `config.optimizer` and an entry of `BUILDERS`. Knows nothing of what is optimized.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from diffusers.optimization import get_scheduler
-from torch.optim.lr_scheduler import LambdaLR
 
-from trainscope.config.model import SchedulerSection
-from trainscope.config.optimizer import AdamW, Prodigy
-
-DIFFUSERS_NAME = {"constant": "constant", "constant-with-warmup": "constant_with_warmup", "cosine": "cosine"}
+Groups = list[dict[str, Any]]
+Build = Callable[[Groups, dict[str, Any], int], torch.optim.Optimizer]
+"""(parameter groups, the section's keys but `type`, warmup steps) → the optimizer."""
 
 
-def build_optimizer(section: AdamW | Prodigy, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer over one group named "unet"."""
-    groups: list[dict[str, Any]] = [{"params": list(params), "name": "unet"}]
-    options = section.model_dump(exclude={"type"})
-    if isinstance(section, AdamW):
-        # foreach is torch's own choice on a GPU; on the CPU it is as exact and quicker than the loop.
-        return torch.optim.AdamW(groups, **options, foreach=True)
-    from prodigyopt import Prodigy as ProdigyOptimizer
+def build_optimizer(section: Any, params: Iterable[torch.nn.Parameter], *, warmup_steps: int) -> torch.optim.Optimizer:
+    """The optimizer of an `[optimizer]` section over one group named "unet".
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints "Using decoupled weight decay"
-        optimizer: torch.optim.Optimizer = ProdigyOptimizer(groups, **options)
+    `warmup_steps` is for those that warm up by themselves; the others leave it to the schedule.
+    """
+    groups: Groups = [{"params": list(params), "name": "unet"}]
+    return BUILDERS[section.type](groups, section.model_dump(exclude={"type"}), warmup_steps)
+
+
+def _adamw(groups: Groups, options: dict[str, Any], warmup_steps: int) -> torch.optim.Optimizer:
+    # foreach is torch's own choice on a GPU; on the CPU it is as exact and quicker than the loop.
+    return torch.optim.AdamW(groups, **options, foreach=True)
+
+
+def _adamw8bit(groups: Groups, options: dict[str, Any], warmup_steps: int) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import AdamW8bit
+
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, **options)
     return optimizer
 
 
-def build_scheduler(
-    section: SchedulerSection, optimizer: torch.optim.Optimizer, *, steps: int, warmup_steps: int
-) -> LambdaLR:
-    """The schedule over `steps` optimizer steps; it steps once for each of them."""
-    scheduler: LambdaLR = get_scheduler(
-        DIFFUSERS_NAME[section.type], optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps
-    )
-    return scheduler
+def _lion(groups: Groups, options: dict[str, Any], warmup_steps: int) -> torch.optim.Optimizer:
+    from lion_pytorch import Lion
+
+    optimizer: torch.optim.Optimizer = Lion(groups, **options)
+    return optimizer
+
+
+def _prodigy(groups: Groups, options: dict[str, Any], warmup_steps: int) -> torch.optim.Optimizer:
+    from prodigyopt import Prodigy
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints "Using decoupled weight decay"
+        optimizer: torch.optim.Optimizer = Prodigy(groups, **options)
+    return optimizer
+
+
+def _adamw_schedulefree(groups: Groups, options: dict[str, Any], warmup_steps: int) -> torch.optim.Optimizer:
+    from schedulefree import AdamWScheduleFree
+
+    return _in_train_mode(AdamWScheduleFree(groups, **options, warmup_steps=warmup_steps))
+
+
+def _radam_schedulefree(groups: Groups, options: dict[str, Any], warmup_steps: int) -> torch.optim.Optimizer:
+    from schedulefree import RAdamScheduleFree
+
+    return _in_train_mode(RAdamScheduleFree(groups, **options))
+
+
+def _in_train_mode(optimizer: Any) -> torch.optim.Optimizer:
+    """Schedule-Free refuses to step before `train()`."""
+    optimizer.train()
+    trained: torch.optim.Optimizer = optimizer
+    return trained
+
+
+BUILDERS: dict[str, Build] = {
+    "adamw": _adamw,
+    "adamw8bit": _adamw8bit,
+    "lion": _lion,
+    "prodigy": _prodigy,
+    "adamw-schedulefree": _adamw_schedulefree,
+    "radam-schedulefree": _radam_schedulefree,
+}
+"""By `optimizer.type`."""
