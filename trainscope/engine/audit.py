@@ -17,9 +17,9 @@ from trainscope.engine.maps import draw_maps
 from trainscope.engine.problems import did_you_mean
 from trainscope.engine.proofs import Proofs
 from trainscope.engine.rule import Rule
-from trainscope.engine.sandbox import DEFAULT_LIMITS
+from trainscope.engine.sandbox import DEFAULT_LIMITS, surviving
 from trainscope.engine.series import draw_series
-from trainscope.engine.tables import TableSource, as_table, config_values
+from trainscope.engine.tables import TableSource, config_values
 from trainscope.errors import ConfigError
 from trainscope.schema import SEVERITIES, Fact, Finding, Report, RuleOutcome, SampleImage
 
@@ -123,6 +123,6 @@ def _samples(source: TableSource) -> list[SampleImage]:
             row["seed"] or 0,
             row["distance"],
         )
-        for row in sorted(as_table(source.tables["samples"]).to_pylist(), key=lambda row: row["step"] or 0)
+        for row in sorted(surviving(source, "samples"), key=lambda row: row["step"] or 0)
         if row["path"] is not None and row["step"] is not None
     ]

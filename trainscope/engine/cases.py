@@ -30,12 +30,17 @@ RERUNS = ("cured", "refuted")
 
 
 class RunSpec(Strict):
-    """A real run of the trainer: what it changes of the base configuration, and where it stops."""
+    """A real run of the trainer: what it changes of the base configuration, and where it stops.
+
+    Of several runs each but the first resumes the one before it; what that one changed holds on.
+    """
 
     set: dict[str, Any] = Field(default_factory=dict)
     inject: tuple[str, ...] = ()
     """Injectors of `proof`, for faults that no configuration can express."""
-    resume: str | None = None
+    damage: tuple[str, ...] = ()
+    """Damages of `proof`, done to the checkpoint that is about to be resumed."""
+    resume: Literal["latest"] | None = None
     stop_at: int | None = Field(default=None, gt=0)
 
     _flat = field_validator("set", mode="before")(flatten)
@@ -78,6 +83,15 @@ class Case(Strict):
             raise ValueError("`of` is for cured and refuted cases")
         elif len(subjects) != 1:
             raise ValueError(f"give exactly one of runs, tables and plan, found {' and '.join(subjects) or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _runs_resume_each_other(self) -> Self:
+        for number, run in enumerate(self.runs):
+            if (run.resume is not None) != (number > 0):
+                raise ValueError('each run but the first resumes the one before it: resume = "latest"')
+            if run.damage and number == 0:
+                raise ValueError("damage is done to a checkpoint, and the first run resumes none")
         return self
 
     @model_validator(mode="after")

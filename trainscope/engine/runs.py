@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from trainscope.engine.sandbox import surviving
 from trainscope.engine.tables import TableSource, as_table
 from trainscope.runlog.reader import Run
 from trainscope.schema import Fact
@@ -42,12 +43,13 @@ def facts_of(run: Run, source: TableSource) -> list[Fact]:
 
 
 def _facts(run: Run, source: TableSource) -> Iterator[tuple[str, str]]:
-    params = as_table(source.tables["params"])
-    trained = sum(params["numel"].to_pylist())
-    yield "Trained", f"{trained:,} weights in {params.num_rows} tensors" if trained else ""
+    params = surviving(source, "params")
+    trained = sum(row["numel"] for row in params)
+    yield "Trained", f"{trained:,} weights in {len(params)} tensors" if trained else ""
     splits = as_table(source.tables["data"])["split"].to_pylist()
     yield "Images", f"{splits.count('train')} images, {splits.count('validation')} held out" if splits else ""
     yield "Begun", str(run.info.get("created") or "").replace("T", " ").replace("+00:00", " UTC")
-    env = as_table(source.tables["env"])
-    for key, value in zip(env["key"].to_pylist(), env["value"].to_pylist(), strict=True):
-        yield FACT_NAMES.get(key, key), value or ""
+    resumes = [segment for segment in run.info["segments"] if segment["start_step"] > 0]
+    yield "Resumed", ", ".join(f"at step {segment['start_step']}" for segment in resumes)
+    for row in surviving(source, "env"):
+        yield FACT_NAMES.get(row["key"], row["key"]), row["value"] or ""

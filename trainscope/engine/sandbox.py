@@ -84,6 +84,12 @@ def run_query(
         return execute(connection, sql, {name: known[name] for name in query.parameters}, limits)
 
 
+def surviving(source: TableSource, table: str) -> list[dict[str, Any]]:
+    """The rows of a table without those that a resume has superseded."""
+    columns, rows = run_query(source, f"SELECT * FROM {quoted(table)}")  # noqa: S608 (the names are ours)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
 def execute(
     connection: Any, sql: str, parameters: Mapping[str, Any] | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> tuple[list[str], list[tuple[Any, ...]]]:

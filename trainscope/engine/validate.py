@@ -85,6 +85,8 @@ def _unproven(rule: Rule, cases: tuple[Case, ...]) -> Iterator[str]:
     yield from (f"no {kind} case" for kind in wanted if kind not in kinds)
     if header.kind == "cause":
         cured = {case.remedy for case in cases}
-        yield from (f"no cured case for remedy {spec.title!r}" for spec in header.remedies if spec.title not in cured)
+        # One in words changes no configuration, so there is nothing to rerun.
+        patches = [spec.title for spec in header.remedies if spec.set]
+        yield from (f"no cured case for remedy {title!r}" for title in patches if title not in cured)
     refuted = {case.advice for case in cases}
     yield from (f"no refuted case for {spec.advice!r}" for spec in header.refuted if spec.advice not in refuted)

@@ -16,7 +16,8 @@ from trainscope.engine.header import Stage
 from trainscope.engine.preflight import preflight_source
 from trainscope.engine.rule import Rule
 from trainscope.engine.runs import source_of
-from trainscope.engine.tables import TableSource, as_table
+from trainscope.engine.sandbox import surviving
+from trainscope.engine.tables import TableSource
 from trainscope.proof.runs import RunSpec, make_run
 from trainscope.runlog.reader import read_run
 from trainscope.schema import Finding, Proof, Report
@@ -73,9 +74,14 @@ def _planned(changes: Mapping[str, Any]) -> TableSource:
 
 
 def _run(case: Case, changes: Mapping[str, Any]) -> Path:
-    """The run of a case with changes; the last one where there are several."""
-    [spec] = case.runs
-    return make_run(RunSpec(spec.set, spec.inject, spec.stop_at).with_changes(changes))
+    """The run of a case with changes; of several the last, each of which resumes the one before."""
+    chain: RunSpec | None = None
+    for number, spec in enumerate(case.runs):
+        # Runs of a proof save no state by default; one that is resumed does.
+        kept = {"checkpoint.save_state": True} if len(case.runs) > 1 and number == 0 else {}
+        chain = RunSpec({**kept, **spec.set}, spec.inject, spec.stop_at, chain, spec.damage)
+    assert chain is not None  # noqa: S101  a case without runs has a plan or tables
+    return make_run(chain.with_changes(changes))
 
 
 def _judge_rerun(rule: Rule, case: Case, catalogue: Sequence[Rule]) -> Verdict:
@@ -165,10 +171,10 @@ def _outcome(rule: Rule, report: Report) -> Any:
 
 def final_loss(source: TableSource) -> float | None:
     """The last held-out loss of the weights that the run is for: the average if there is one."""
-    rows = as_table(source.tables["evals"]).to_pylist()
+    rows = surviving(source, "evals")
     kept = [row for row in rows if row["weights"] == "ema"] or rows
     return max(kept, key=lambda row: row["step"])["loss"] if kept else None
 
 
 def last_step(source: TableSource) -> int:
-    return max(as_table(source.tables["steps"])["step"].to_pylist(), default=0)
+    return max((row["step"] for row in surviving(source, "steps")), default=0)

@@ -15,22 +15,42 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trainscope
 from trainscope.config.load import ResolvedConfig, parse_config
 from trainscope.proof.shapes import draw_shapes
 from trainscope.toml import toml_value
 
+if TYPE_CHECKING:
+    from trainscope.trainer.train import Finished
+
 PACKAGE = Path(trainscope.__file__).parent
-CODE = ("config", "runlog", "probes", "trainer", "proof/injectors.py", "proof/shapes.py", "schema.py")
+CODE = (
+    "config",
+    "runlog",
+    "probes",
+    "trainer",
+    "proof/shapes.py",
+    "schema.py",
+)
 """What a run depends on, beside its configuration."""
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "prodigyopt", "numpy")
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "prodigyopt",
+    "schedulefree",
+    "bitsandbytes",
+    "lion-pytorch",
+    "numpy",
+)
 
 BASE: dict[str, Any] = {
     "model.base": "tiny:sd15",
@@ -50,27 +70,41 @@ BASE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run: what it changes of `BASE`, which faults are injected, and where it stops."""
+    """A run: what it changes of `BASE`, which faults are injected, and where it stops.
+
+    `after` is a run that this one resumes, in place, from its newest checkpoint, to which the `damage` is done before.
+    What that run changed of `BASE` holds here too.
+    """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
     inject: Sequence[str] = ()
     stop_at: int | None = None
+    after: RunSpec | None = None
+    damage: Sequence[str] = ()
 
     def with_changes(self, changes: Mapping[str, Any]) -> RunSpec:
-        return RunSpec({**self.changes, **changes}, self.inject, self.stop_at)
+        """The run and those before it, with changes."""
+        after = self.after.with_changes(changes) if self.after else None
+        return replace(self, changes={**self.changes, **changes}, after=after)
+
+    def all_changes(self) -> dict[str, Any]:
+        before = self.after.all_changes() if self.after else {}
+        return {**before, **self.changes}
 
     def config_text(self) -> str:
         """The cfg.toml of the run."""
-        return config_text(changed_base(self.changes))
+        return config_text(changed_base(self.all_changes()))
 
     def resolved(self) -> ResolvedConfig:
         return parse_config(self.config_text())
 
 
-def _key(resolved: ResolvedConfig, inject: Sequence[str], stop_at: int | None) -> str:
+def _key(resolved: ResolvedConfig, inject: Sequence[str], stop_at: int | None, *more: Any) -> str:
     """Equal for equal runs."""
     keys = [(key, value) for key, value, _ in resolved.rows()]
-    subject = [keys, str(resolved.resolve_path(resolved.config.data.dir)), list(inject), stop_at, code_digest()]
+    data = str(resolved.resolve_path(resolved.config.data.dir))
+    faults = _faults_digest("proof/injectors") if inject else ""
+    subject = [keys, data, list(inject), stop_at, *more, faults, code_digest()]
     return hashlib.sha256(json.dumps(subject, default=str).encode()).hexdigest()[:24]
 
 
@@ -93,24 +127,77 @@ def config_text(values: Mapping[str, Any]) -> str:
 
 def make_run(spec: RunSpec) -> Path:
     """The directory of a finished run, made now unless it was made before."""
-    return run_config(spec.resolved(), inject=spec.inject, stop_at=spec.stop_at)
+    return _make(spec, keep_checkpoints=False)
 
 
-def run_config(resolved: ResolvedConfig, *, inject: Sequence[str] = (), stop_at: int | None = None) -> Path:
+def _make(spec: RunSpec, *, keep_checkpoints: bool) -> Path:
+    if spec.after is None:
+        return run_config(spec.resolved(), inject=spec.inject, stop_at=spec.stop_at, keep_checkpoints=keep_checkpoints)
+    before = _make(spec.after, keep_checkpoints=True)
+    return _kept(
+        _key(spec.resolved(), spec.inject, spec.stop_at, before.parent.name, *_damage_key(spec.damage)),
+        lambda run: _resume(spec, before, run),
+        keep_checkpoints=keep_checkpoints,
+    )
+
+
+def _resume(spec: RunSpec, before: Path, run: Path) -> None:
+    from trainscope.proof.damages import DAMAGES
+    from trainscope.proof.injectors import make_injector
+    from trainscope.trainer.train import train
+
+    shutil.copytree(before, run)
+    (checkpoint,) = sorted((run / "checkpoints").glob("step-*"))[-1:]
+    for name in spec.damage:
+        DAMAGES[name](checkpoint)
+    finished = train(
+        spec.resolved(),
+        out=run,
+        resume=str(checkpoint),
+        stop_at=spec.stop_at,
+        callbacks=[make_injector(name) for name in spec.inject],
+    )
+    _check_whole(finished, spec.stop_at)
+
+
+def run_config(
+    resolved: ResolvedConfig,
+    *,
+    inject: Sequence[str] = (),
+    stop_at: int | None = None,
+    keep_checkpoints: bool = False,
+) -> Path:
     """The directory of a finished run of any configuration, likewise."""
-    folder = cache_folder() / "runs" / _key(resolved, inject, stop_at)
+
+    def begin(run: Path) -> None:
+        from trainscope.proof.injectors import make_injector
+        from trainscope.trainer.train import train
+
+        finished = train(resolved, out=run, stop_at=stop_at, callbacks=[make_injector(name) for name in inject])
+        _check_whole(finished, stop_at)
+
+    return _kept(_key(resolved, inject, stop_at), begin, keep_checkpoints=keep_checkpoints)
+
+
+def _check_whole(finished: Finished, stop_at: int | None) -> None:
+    """A signal ends a training in order; here it is the proof that is to end, and the run is none to keep."""
+    if finished.status == "interrupted" and finished.step != stop_at:
+        raise KeyboardInterrupt
+
+
+def _kept(key: str, begin: Callable[[Path], None], *, keep_checkpoints: bool) -> Path:
+    """The run kept under a key, made by `begin` if there is none."""
+    # What is resumed needs its checkpoint. Of all others the log is what is judged, and nobody loads the weights.
+    folder = cache_folder() / "runs" / (f"{key}-with-checkpoints" if keep_checkpoints else key)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / "lock"):
         run = folder / "run"
         if (folder / "finished").exists():
             return run
         shutil.rmtree(run, ignore_errors=True)
-        from trainscope.proof.injectors import make_injector
-        from trainscope.trainer.train import train
-
-        train(resolved, out=run, stop_at=stop_at, callbacks=[make_injector(name) for name in inject])
-        # Nobody loads the weights of a proof; the log is what is judged.
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        begin(run)
+        if not keep_checkpoints:
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
         (folder / "finished").touch()
         return run
 
@@ -149,10 +236,20 @@ def code_digest() -> str:
     return hashlib.sha256("".join([*versions, *map(_digest, _code_files())]).encode()).hexdigest()
 
 
-def _code_files() -> Iterator[Path]:
-    for name in CODE:
+def _code_files(names: Sequence[str] = CODE) -> Iterator[Path]:
+    for name in names:
         path = PACKAGE / name
         yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+@cache
+def _faults_digest(name: str) -> str:
+    """Of the code that does the faults; only runs with faults depend on it."""
+    return hashlib.sha256("".join(map(_digest, _code_files([name]))).encode()).hexdigest()
+
+
+def _damage_key(damage: Sequence[str]) -> list[str]:
+    return [*damage, _faults_digest("proof/damages.py")] if damage else []
 
 
 def _digest(path: Path) -> str:

@@ -1,8 +1,4 @@
-"""Faults that no configuration can express, each done to a real training the way it happens in the field.
-
-An injector is a `Callback`; the configuration of the run says nothing of it, so a rule that finds the fault found it in
-what was measured. Knows nothing of rules.
-"""
+"""Faults of models, formats, learning rates and gradients, done when everything is built. Knows nothing of rules."""
 
 from __future__ import annotations
 
@@ -11,18 +7,9 @@ from collections.abc import Callable
 
 import torch
 
+from trainscope.proof.injectors.kinds import AtStart, Injectors
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.session import Session
-
-
-class _AtStart(Callback):
-    """Does something once, when everything is built."""
-
-    def __init__(self, change: Callable[[Session], None]) -> None:
-        self._change = change
-
-    def on_start(self, session: Session) -> None:
-        self._change(session)
 
 
 def _model_loaded_in(dtype: torch.dtype) -> Callable[[Session], None]:
@@ -114,23 +101,18 @@ def _lora_scale_divided_by(factor: float) -> Callable[[Session], None]:
     return change
 
 
-INJECTORS: dict[str, Callable[[], Callback]] = {
-    "model-loaded-in-bf16": lambda: _AtStart(_model_loaded_in(torch.bfloat16)),
-    "model-loaded-in-fp16": lambda: _AtStart(_model_loaded_in(torch.float16)),
-    "shadow-in-bf16": lambda: _AtStart(_shadow_in_bf16),
-    "ema-decay-of-a-long-run": lambda: _AtStart(_decay_of(0.9999)),
-    "lr-divided-by-100": lambda: _AtStart(_lr_divided_by(100)),
-    "lr-times-1000": lambda: _AtStart(_lr_divided_by(1e-3)),
-    "lr-divided-by-10000": lambda: _AtStart(_lr_divided_by(10_000)),
-    "d0-of-another-run": lambda: _AtStart(_d0_of(1e-12)),
-    "nan-in-one-latent": lambda: _AtStart(_nan_latents),
-    "warmup-never-ends": lambda: _AtStart(_scheduler_stuck_in_warmup),
-    "half-of-the-model-detached": lambda: _AtStart(_detached_half),
-    "lora-scale-divided-by-1000": lambda: _AtStart(_lora_scale_divided_by(1000)),
+INJECTORS: Injectors = {
+    "model-loaded-in-bf16": lambda: AtStart(_model_loaded_in(torch.bfloat16)),
+    "model-loaded-in-fp16": lambda: AtStart(_model_loaded_in(torch.float16)),
+    "shadow-in-bf16": lambda: AtStart(_shadow_in_bf16),
+    "ema-decay-of-a-long-run": lambda: AtStart(_decay_of(0.9999)),
+    "lr-divided-by-100": lambda: AtStart(_lr_divided_by(100)),
+    "lr-times-1000": lambda: AtStart(_lr_divided_by(1e-3)),
+    "lr-divided-by-10000": lambda: AtStart(_lr_divided_by(10_000)),
+    "d0-of-another-run": lambda: AtStart(_d0_of(1e-12)),
+    "nan-in-one-latent": lambda: AtStart(_nan_latents),
+    "warmup-never-ends": lambda: AtStart(_scheduler_stuck_in_warmup),
+    "half-of-the-model-detached": lambda: AtStart(_detached_half),
+    "lora-scale-divided-by-1000": lambda: AtStart(_lora_scale_divided_by(1000)),
     "gradients-times-1e-12": lambda: _GradientsScaled(1e-12),
 }
-
-
-def make_injector(name: str) -> Callback:
-    """A fresh injector. Raises KeyError for an unknown name."""
-    return INJECTORS[name]()
