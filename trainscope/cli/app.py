@@ -18,6 +18,7 @@ from trainscope.cli.audit import audit
 from trainscope.cli.config import config_app
 from trainscope.cli.fix import fix
 from trainscope.cli.init import init
+from trainscope.cli.lora import lora_app
 from trainscope.cli.preflight import preflight
 from trainscope.cli.prove import prove
 from trainscope.cli.rules import rules_app
@@ -62,6 +63,7 @@ for verb in (init, run, preflight, audit, fix, prove, sql):
     app.command()(verb)
 app.add_typer(rules_app, name="rules")
 app.add_typer(config_app, name="config")
+app.add_typer(lora_app, name="lora")
 
 
 def main() -> None:

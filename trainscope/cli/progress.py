@@ -49,7 +49,7 @@ class ProgressDisplay(Callback):
             f"{session.plan.steps} steps ({session.plan.epochs:.1f} epochs), seed {session.seed}"
         )
         if self._console.is_terminal:
-            self._task = self._bar.add_task("training", total=session.plan.steps, values="")
+            self._task = self._bar.add_task("training", total=session.plan.steps, completed=session.step, values="")
             self._bar.start()
 
     def after_step(self, session: Session) -> None:
@@ -69,6 +69,10 @@ class ProgressDisplay(Callback):
     def on_event(self, kind: str, detail: dict[str, Any]) -> None:
         if kind == "eval":
             self._held_out[detail["weights"]] = detail["loss"]
+        elif kind == "resume":
+            self._say(f"resumed at step {detail['step']} from {detail['path']}")
+            for change in detail["changed"]:
+                self._say(f"changed: {change['key']} = {change['asked']} (was {change['saved']})")
         elif kind == "nonfinite":
             self._say(f"warning: the {detail['what']} is not finite from step {detail['first_step']} on")
         elif kind == "probe_failed":

@@ -19,19 +19,29 @@ if TYPE_CHECKING:
 def run(
     config: Annotated[Path, typer.Argument(help="A configuration.", metavar="CFG")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; may be repeated.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory to make; it must not exist.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory to make; it must not exist, unless it is the one resumed.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on from a checkpoint: latest, a run's directory, or a checkpoint in it.")
+    ] = None,
     no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not audit at the end.")] = False,
     fail_on: Annotated[str, typer.Option(help="error, warning, info: exit 1 on such findings.")] = "never",
 ) -> None:
     """Train as a configuration says, and audit the result. The last line is the run directory."""
     import os
+    import shlex
 
     from trainscope.cli.auditing import check_level, check_thresholds
     from trainscope.config.load import load_config
 
     check_level(fail_on)
     resolved = load_config(config, overrides or ())
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if resume not in (None, "latest"):
+        resume = str(Path(resume).absolute())  # relative to where it was typed, not to the configuration
+    resuming = (resume or resolved.config.checkpoint.resume) is not None
+    taken = out is not None and out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken and not (resuming and out is not None and (out / "run.json").exists()):
         raise ConfigError(f"--out {out} exists and is not empty", hint="runs are never overwritten; name another")
     check_thresholds(resolved)
 
@@ -44,8 +54,13 @@ def run(
     from trainscope.trainer.train import train
 
     with ProgressDisplay(console) as display:
-        finished = train(resolved, out=out, callbacks=[display])
+        finished = train(resolved, out=out, resume=resume, callbacks=[display])
     console.print(f"{finished.status} at step {finished.step}", markup=False)
+    if finished.status == "interrupted":
+        console.print(f"saved {finished.checkpoint.name}; to go on:", markup=False)
+        sets = "".join(f" --set {shlex.quote(override)}" for override in overrides or ())
+        command = f"trainscope run {config}{sets} --resume {finished.run.path}"
+        console.print(f"    {command}", markup=False, soft_wrap=True)
     try:
         code = 0 if no_audit else _audit(finished.run.path, fail_on)
     finally:
@@ -68,7 +83,7 @@ def _audit(run: Path, fail_on: str) -> int:
 def _say_how_to_use(finished: Finished, resolved: ResolvedConfig, console: Console) -> None:
     import textwrap
 
-    from trainscope.trainer.checkpoint import weights_path
+    from trainscope.trainer.checkpoints.folder import weights_path
     from trainscope.trainer.models.save import usage_hint
 
     method = resolved.config.train.method
