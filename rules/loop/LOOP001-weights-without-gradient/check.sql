@@ -16,6 +16,8 @@ silent AS (
         min(first_step) AS first_step,
         max(last_step) AS last_step
     FROM looks JOIN params AS p USING (param)
+    -- What is frozen or held by nobody has no gradient for another reason (RES011).
+    WHERE (p.requires_grad AND p.in_optimizer AND p.is_model_object) IS NOT FALSE
 )
 SELECT
     'run' AS where_kind,

@@ -7,7 +7,7 @@ WITH per_group AS (
         "group",
         any_value(name) AS name,
         max(lr) AS peak_lr,
-        arg_max(d, step) AS d_end,
+        max(d) AS d_end,  -- it never falls by itself; one that a resume reset is PRO004
         arg_max(d0, step) AS d0,
         min(step) AS first_step,
         max(step) AS last_step

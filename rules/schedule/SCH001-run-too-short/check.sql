@@ -1,10 +1,10 @@
 -- How often an image was seen, and whether the held-out loss was still on its way down.
--- A short run whose curve flattened is no hit.
+-- A short run whose curve flattened is no hit, and of a run that goes on from another's checkpoint the log has not all.
 -- NaN sorts above every number in DuckDB, so a fall that is not finite has to be left out by name: no hit (SYM004).
 -- NULL: losses that are not there are left out.
 WITH seen AS (
     SELECT count(*) / count(DISTINCT sample) AS per_image, count(DISTINCT sample) AS images, max(step) AS steps,
-        count(*) / max(step) AS samples_per_step
+        count(*) / max(step) AS samples_per_step, min(step) AS first_step
     FROM "order"
 ),
 curve AS (
@@ -39,7 +39,8 @@ SELECT
     greatest($enough_steps, ceil($min_seen * seen.images / seen.samples_per_step))::INT AS enough,
     ceil(greatest($enough_steps * seen.samples_per_step / seen.images, $min_seen))::INT AS enough_epochs
 FROM seen, fall
-WHERE seen.per_image < $min_seen
+WHERE seen.first_step <= 1
+    AND seen.per_image < $min_seen
     AND seen.steps < $enough_steps
     AND isfinite(fall.whole)
     AND (fall.whole BETWEEN -0.02 AND 0.005 OR (fall.whole > 0.005 AND fall.late >= $min_late_fall))

@@ -1,4 +1,5 @@
--- The fall of the held-out loss, of the weights and of their average, from the first evaluation to the last.
+-- The fall of the held-out loss, of the weights and of their average, from the first evaluation of both to the last: an
+-- average may begin at a resume.
 -- NaN sorts above every number in DuckDB: a share that is not finite is not below the threshold, so it gives no hit.
 WITH falls AS (
     SELECT
@@ -6,7 +7,7 @@ WITH falls AS (
         (arg_min(loss, step) - arg_max(loss, step)) / arg_min(loss, step) AS fall,
         max(step) AS last_step
     FROM evals
-    WHERE loss IS NOT NULL
+    WHERE loss IS NOT NULL AND step >= (SELECT min(step) FROM evals WHERE weights = 'ema')
     GROUP BY weights
 ),
 both_falls AS (
