@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainscope.proof.runs import RunSpec, make_run
+from trainscope.proof.runs import RunSpec, make_run, shapes_folder
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
@@ -39,4 +39,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten captioned pictures, of which nine are trained on: an epoch of them is soon over. Read only."""
+    folder = tmp_path_factory.mktemp("few")
+    for picture in sorted(shapes_folder().glob("*.png"))[:10]:
+        shutil.copy(picture, folder)
+        shutil.copy(picture.with_suffix(".txt"), folder)
     return folder

@@ -54,7 +54,7 @@ BAD_CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "an unknown choice": (config_text("[scheduler]", 'type = "cosin"'), ('scheduler.type = "cosin"', "'cosine'")),
     "an unknown optimizer": (
         config_text("[optimizer]", 'type = "prodigi"'),
-        ('optimizer.type = "prodigi": allowed are adamw, prodigy', "did you mean prodigy?"),
+        ('optimizer.type = "prodigi": allowed are adamw, ', "did you mean prodigy?"),
     ),
     "another optimizer's key": (
         config_text("[optimizer]", "d_coef = 2.0"),

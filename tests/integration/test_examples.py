@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.commands import trainscope
 from trainscope.cli.auditing import audit_run
 from trainscope.cli.fix import fix
 from trainscope.config.load import load_config
 from trainscope.engine.runs import source_of
+from trainscope.engine.tables import as_table
+from trainscope.errors import ConfigError
 from trainscope.proof.cases import HEALTHY_MARGIN, final_loss, last_step
-from trainscope.proof.runs import run_config
+from trainscope.proof.injectors import make_injector
+from trainscope.proof.runs import RunSpec, make_run, run_config
 from trainscope.runlog.reader import read_run
 from trainscope.schema import Report
+from trainscope.trainer.train import train
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NO_IMAGES = ["sample.every_steps=0"]  # only to save time: samples change nothing that is audited here
@@ -97,3 +102,126 @@ def test_a_twin_differs_by_little(folder: str, name: str) -> None:
     healthy = {key: value for key, value, _ in load_config(EXAMPLES / folder / "healthy.toml").rows()}
     different = {key for key in faulty if faulty[key] != healthy[key]} - {"run.name"}
     assert len(different) == 1
+
+
+S4 = EXAMPLES / "s4-schedulefree-cold-restart"
+
+
+def resumed(name: str) -> Path:
+    """What the two commands of S4's README do: 120 steps, and 20 more from the checkpoint."""
+    config = load_config(S4 / f"{name}.toml", NO_IMAGES)
+    written = {key: value for key, value, origin in config.rows() if origin in ("file", "cli")}
+    written["data.dir"] = str(config.resolve_path(config.config.data.dir).resolve())
+    return make_run(RunSpec({"train.steps": 140}, after=RunSpec(written)))
+
+
+def rise(run_dir: Path) -> float:
+    """The worst held-out loss of the ten steps after the restart, over the one before it."""
+    losses = {row["step"]: row["loss"] for row in as_table(source_of(read_run(run_dir)).tables["evals"]).to_pylist()}
+    return float(max(losses[step] for step in range(121, 131)) / losses[120])
+
+
+@pytest.mark.parametrize("batches", ["", "-accumulated"])
+def test_s4_a_cold_restart_is_named_and_its_state_cures_it(batches: str) -> None:
+    faulty = resumed(f"cold-restart{batches}")
+    report = audit_run(faulty)
+    assert first_cause(report) == "SF001"
+    assert report.diagnoses[0].severity == "error"
+    assert rise(faulty) > 1.5
+
+    healthy = resumed(f"healthy{batches}")
+    assert report.diagnoses[0].remedies[0].config_patch == {"checkpoint.save_state": True}
+    assert changed(f"cold-restart{batches}", f"healthy{batches}") == {"checkpoint.save_state": True}
+    after = audit_run(healthy)
+    assert [finding.code for finding in after.findings if finding.severity != "info"] == []
+    assert {outcome.code: outcome.outcome for outcome in after.rules}["SF001"] == "clear"
+    assert rise(healthy) < 1
+
+
+def test_s4_a_warmup_of_five_steps_is_refuted() -> None:
+    assert changed("cold-restart", "cold-restart-warmup") == {"scheduler.warmup": 5}
+    warmed_up = resumed("cold-restart-warmup")
+    report = audit_run(warmed_up)
+    assert first_cause(report) == "SF001"
+    (cause,) = [finding for finding in report.findings if finding.code == "SF001"]
+    assert [advice.config_patch for advice in cause.refuted] == [{"scheduler.warmup": 5}]
+    assert rise(warmed_up) > HEALTHY_MARGIN
+
+
+def test_s4_radam_from_cold_tears_nothing() -> None:
+    assert changed("cold-restart", "cold-restart-radam") == {
+        "optimizer.type": "radam-schedulefree",
+        "optimizer.lr": 1e-2,
+    }
+    run_dir = resumed("cold-restart-radam")
+    assert {outcome.code: outcome.outcome for outcome in audit_run(run_dir).rules}["SF001"] == "clear"
+    assert rise(run_dir) < 1.05
+
+
+def changed(name: str, other: str) -> dict[str, object]:
+    """What the second configuration changes of the first."""
+    before, after = (
+        {key: value for key, value, origin in load_config(S4 / f"{each}.toml").rows() if origin == "file"}
+        for each in (name, other)
+    )
+    return {key: value for key, value in after.items() if before.get(key) != value and key != "run.name"}
+
+
+# ---- S3: resumes
+
+
+S3 = EXAMPLES / "s3-new-lr-ignored-on-resume"
+
+
+@pytest.fixture(scope="session")
+def s3_first() -> Path:
+    """The run of begin.toml with its checkpoint. Read only."""
+    return run_config(load_config(S3 / "begin.toml", NO_IMAGES), keep_checkpoints=True)
+
+
+def s3_resumed(name: str, first: Path, out: Path, habit: str | None = None) -> tuple[Report, dict[int, float]]:
+    """The audit of a resume, and its lr by step."""
+    callbacks = [make_injector(habit)] if habit else []
+    train(load_config(S3 / f"{name}.toml", NO_IMAGES), out=out, resume=str(first), callbacks=callbacks)
+    rows = read_run(out).datasets["groups"].to_table().to_pylist()
+    return audit_run(out), {row["step"]: row["lr"] for row in rows}
+
+
+def test_s3_going_on_past_the_schedule_is_refused(s3_first: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="on_resume"):
+        s3_resumed("continue", s3_first, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "lr"), [("restart", 5e-4), ("extend", 2.5e-4)])
+def test_s3_a_way_out_applies_what_was_asked(name: str, lr: float, s3_first: Path, tmp_path: Path) -> None:
+    report, lrs = s3_resumed(name, s3_first, tmp_path / "out")
+    assert [finding.code for finding in report.findings if finding.severity != "info"] == []
+    assert lrs[101] == pytest.approx(lr)
+    assert min(lrs) == 101
+    assert read_run(tmp_path / "out").info["parent"] == read_run(s3_first).info["id"]
+
+
+@pytest.mark.parametrize(
+    ("habit", "codes"),
+    [("load-state-keeps-the-lr", ["SCH005"]), ("cosine-loaded-with-its-length", ["SCH007", "SCH005"])],
+)
+def test_s3_the_habits_of_other_trainers_are_named(
+    habit: str, codes: list[str], s3_first: Path, tmp_path: Path
+) -> None:
+    report, _ = s3_resumed("extend", s3_first, tmp_path / "out", habit)
+    assert first_cause(report) == codes[0]
+    assert {finding.code for finding in report.findings if finding.severity == "error"} == set(codes)
+
+
+def test_s3_from_the_weights_and_from_resized_ones(s3_first: Path, tmp_path: Path) -> None:
+    (weights,) = s3_first.glob("checkpoints/*/weights")
+    result = trainscope("lora", "resize", weights, tmp_path / "rank4.safetensors", "--rank", "4")
+    assert result.code == 0, result.err
+    for name, source in (("from-weights", s3_first), ("from-resized", tmp_path / "rank4.safetensors")):
+        overrides = [*NO_IMAGES, f'lora.init_from="{source}"', "train.steps=20"]
+        train(load_config(S3 / f"{name}.toml", overrides), out=tmp_path / name)
+        losses = {
+            row["step"]: row["loss"] for row in read_run(tmp_path / name).datasets["evals"].to_table().to_pylist()
+        }
+        assert losses[20] < losses[0] < 0.6, "it begins where the first run ended"

@@ -151,13 +151,15 @@ def check_killed(run: Path, *, begun: bool = True) -> int:
 
 
 def check_whole(checkpoint: Path) -> None:
-    import torch
     from safetensors.torch import load_file
 
+    from trainscope.runlog.fingerprint import read_fingerprint
+    from trainscope.trainer.checkpoints.state import read_state
+
     assert load_file(checkpoint / "weights" / "pytorch_lora_weights.safetensors")
-    assert load_file(checkpoint / "state" / "trained.safetensors")
-    state = torch.load(checkpoint / "state" / "optimizer.pt", weights_only=True)
-    assert state["optimizer"]["param_groups"]
+    state = read_state(checkpoint)
+    assert None not in (state.weights, state.optimizer, state.groups, state.scheduler, state.random)
+    assert read_fingerprint(checkpoint)
 
 
 def test_killed_while_it_saves_and_while_it_trains(start: Start) -> None:

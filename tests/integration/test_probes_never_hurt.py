@@ -19,12 +19,13 @@ from trainscope.errors import TrainingError
 from trainscope.probes.adapters import AdaptersProbe
 from trainscope.probes.ema import EmaProbe
 from trainscope.probes.groups import GroupsProbe
+from trainscope.probes.params import ParamsProbe
 from trainscope.probes.pending import Pending
 from trainscope.probes.tensors import TensorsProbe
 from trainscope.proof.runs import RunSpec
 from trainscope.runlog import writer as writer_module
 from trainscope.runlog.reader import Run, read_run
-from trainscope.trainer import recorder as recorder_module
+from trainscope.trainer import train as train_module
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.session import Session
 from trainscope.trainer.train import train
@@ -81,7 +82,8 @@ def check_given_up(run: Run, table: str, says: str) -> None:
         (GroupsProbe, "__init__", "groups", []),
         (GroupsProbe, "before_step", "groups", [1, 2]),
         (GroupsProbe, "after_step", "groups", [1, 2]),
-        (recorder_module, "measure_params", "params", None),
+        (ParamsProbe, "__init__", "params", None),
+        (ParamsProbe, "measure", "params", None),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -192,13 +194,13 @@ def test_a_log_that_can_be_written_again_has_lost_nothing(tmp_path: Path, monkey
         def on_event(self, kind: str, detail: dict[str, Any]) -> None:
             pass
 
-    real_record_crash = train.__globals__["_record_crash"]
+    real_record_crash = train_module.record_crash
 
     def record_crash(*args: Any) -> None:
         disk.left = 10**6
         real_record_crash(*args)
 
-    monkeypatch.setitem(train.__globals__, "_record_crash", record_crash)
+    monkeypatch.setattr(train_module, "record_crash", record_crash)
     spec = RunSpec({**METHODS["lora"], "train.steps": STEPS, "eval.every_steps": 0, "checkpoint.every_steps": 4})
     with pytest.raises(TrainingError, match="at step 5"):
         train(spec.resolved(), out=tmp_path / "run", callbacks=[FullAtStep4()])

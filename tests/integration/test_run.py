@@ -182,7 +182,7 @@ def test_the_directory(finetune: Finished) -> None:
     assert finetune.run.config_path == (finetune.folder / "sub" / "cfg.toml").resolve()
     assert not [path for path in finetune.path.rglob("*") if ".tmp" in path.name]
     (checkpoint,) = (finetune.path / "checkpoints").iterdir()
-    assert {path.name for path in checkpoint.iterdir()} == {"weights", "weights-ema", "state"}
+    assert {path.name for path in checkpoint.iterdir()} == {"weights", "weights-ema", "state", "fingerprint.parquet"}
     assert len(list((finetune.path / "samples").glob("*.png"))) == 3 * 2 * 2
 
 

@@ -69,6 +69,58 @@ def prodigy(
     return np.asarray(-d * lr * before["weight_decay"] * theta - d * lr * m / (np.sqrt(v) + d_after * before["eps"]))
 
 
+def v_hat(grad: np.ndarray, v: np.ndarray, t: int, group: dict[str, Any]) -> np.ndarray:
+    """The second moment at step t (from 1), without bias."""
+    b2 = group["betas"][1]
+    return np.asarray((b2 * v + (1 - b2) * grad * grad) / (1 - b2**t))
+
+
+def lion(theta: np.ndarray, grad: np.ndarray, m: np.ndarray, group: dict[str, Any]) -> np.ndarray:
+    """Lion's update (arXiv 2302.06675, algorithm 2)."""
+    b1, _ = group["betas"]
+    return np.asarray(-group["lr"] * (np.sign(b1 * m + (1 - b1) * grad) + group["weight_decay"] * theta))
+
+
+def schedule_free(y: np.ndarray, z: np.ndarray, g_tilde: np.ndarray, gamma: float, group: dict[str, Any]) -> np.ndarray:
+    """The change of y, by way of x and z as the paper has it (arXiv 2405.15682, eqs. 2-4)."""
+    b1, t = group["betas"][0], group["k"] + 1
+    x = (y - (1 - b1) * z) / b1
+    weight = t ** group["r"] * max(gamma, group["lr_max"]) ** group["weight_lr_power"]
+    total = group["weight_sum"] + weight
+    c = weight / total if total > 0 else 0.0
+    z = z - gamma * (g_tilde + group["weight_decay"] * y)
+    x = (1 - c) * x + c * z
+    return np.asarray((1 - b1) * z + b1 * x - y)
+
+
+def schedule_free_adamw(
+    y: np.ndarray, grad: np.ndarray, v: np.ndarray, z: np.ndarray, group: dict[str, Any]
+) -> np.ndarray:
+    t = group["k"] + 1
+    gamma = group["lr"] * (min(1.0, t / group["warmup_steps"]) if group["warmup_steps"] else 1.0)
+    return schedule_free(y, z, grad / (np.sqrt(v_hat(grad, v, t, group)) + group["eps"]), gamma, group)
+
+
+def schedule_free_radam(
+    y: np.ndarray, grad: np.ndarray, v: np.ndarray, z: np.ndarray, group: dict[str, Any]
+) -> np.ndarray:
+    """Rectified as in arXiv 1908.03265, algorithm 2; where the variance is intractable, SGD or nothing."""
+    t, b2 = group["k"] + 1, group["betas"][1]
+    rho_inf = 2 / (1 - b2) - 1
+    rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
+    if rho <= 4:
+        return schedule_free(y, z, grad, 0.0 if group["silent_sgd_phase"] else group["lr"], group)
+    rectifier = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+    g_tilde = grad / (np.sqrt(v_hat(grad, v, t, group)) + group["eps"])
+    return schedule_free(y, z, g_tilde, group["lr"] * rectifier, group)
+
+
+def dequantised(codes: Tensor, qmap: Tensor, absmax: Tensor, block: int = 256) -> np.ndarray:
+    """Values of 8-bit state, one at a time."""
+    flat, table, scale = codes.flatten().tolist(), qmap.double().tolist(), absmax.double().tolist()
+    return np.asarray([table[code] * scale[i // block] for i, code in enumerate(flat)])
+
+
 def ema_row(theta: Tensor, before: Tensor, after: Tensor, start: Tensor, decay: float) -> dict[str, Any]:
     """The columns of `ema`."""
     gap = wide(theta) - wide(before)

@@ -9,7 +9,7 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from tests.unit.probes import reference
-from tests.unit.probes.test_tensors import expect, make_params, rows_of
+from tests.unit.probes.steps import expect, make_params, rows_of
 from trainscope.probes.adapters import AdaptersProbe
 from trainscope.probes.ema import EmaProbe
 
