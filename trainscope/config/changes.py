@@ -16,6 +16,8 @@ from trainscope.config.model import RunConfig
 APPLIED = frozenset(
     {
         "optimizer.lr",
+        "optimizer.unet_lr",
+        "optimizer.text_encoder_lr",
         "optimizer.weight_decay",
         "optimizer.eps",
         "optimizer.d_coef",
@@ -25,6 +27,9 @@ APPLIED = frozenset(
         "train.max_grad_norm",
         "train.gradient_accumulation",
         "train.gradient_checkpointing",
+        "train.loss",
+        "train.huber_delta",
+        "model.tokenizer",
         "lora.dropout",
         "precision.base",
         "precision.compute",
@@ -32,18 +37,26 @@ APPLIED = frozenset(
     }
 )
 """Take effect at once, and leave what was saved meaningful."""
-APPLIED_SECTIONS = ("run", "data", "ema", "checkpoint", "sample", "eval", "probes", "audit")
+APPLIED_SECTIONS = ("run", "data", "ema", "noise", "checkpoint", "sample", "eval", "probes", "audit")
 """Likewise, all of a section. What `data` trains on is compared by content, not by its keys."""
 
 BY_STEPS = "the state that was saved depends on it"
 REASONS = {
     "run.seed": "noise and the order of the samples are drawn from it",
     "model.base": "the trained weights are changes of that model",
+    "model.vae": "the trained weights know the latents of that VAE",
+    "model.prediction_type": "the trained weights predict the other",
+    "model.zero_terminal_snr": "the trained weights know the other noise schedule",
+    "model.clip_skip": "the trained weights attend to the other layer",
     "train.method": "the trained weights are others",
+    "train.parts": "the trained weights are others",
     "train.batch_size": "the place in the data and the noise are counted in batches",
     "lora.rank": "the saved adapters have another shape",
     "lora.alpha": "the adapters would act with another strength at once",
+    "lora.conv_rank": "the saved adapters have another shape",
+    "lora.conv_alpha": "the adapters would act with another strength at once",
     "lora.targets": "the saved adapters are those of other modules",
+    "lora.text_encoder_targets": "the saved adapters are those of other modules",
     "lora.init_from": "a training starts from weights only once",
     "optimizer.type": "another optimizer has another state",
     "optimizer.d0": "the saved statistics are scaled by it",
@@ -59,7 +72,7 @@ WAYS = {
     "lora.alpha": RESIZE,
 }
 RESCHEDULED = "the saved schedule goes on as it was"
-SHAPE_KEYS = ("scheduler.type", "scheduler.warmup")
+SHAPE_KEYS = tuple(f"scheduler.{name}" for name in ("type", "warmup", "cycles", "power", "min_lr_ratio"))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
@@ -34,6 +34,8 @@ def describe() -> Iterator[Key]:
     """Every key, section by section; those of one optimizer only are marked with its type."""
     for section, model in sections():
         for name, field in model.model_fields.items():
+            if is_section(field.annotation):
+                continue  # it comes by itself
             owner = f" ({model.model_fields['type'].default})" if section == "optimizer" and name != "type" else ""
             yield Key(
                 key=f"{section}.{name}",
@@ -44,13 +46,20 @@ def describe() -> Iterator[Key]:
 
 
 def sections() -> Iterator[tuple[str, type[Section]]]:
-    """Every section with its model; `optimizer` once for each type."""
+    """Every section with its model, one inside another after it; `optimizer` once for each type."""
     for section, field in RunConfig.model_fields.items():
         if section == "optimizer":
             yield from ((section, model) for model in OPTIMIZERS.values())
-        else:
-            assert isinstance(field.annotation, type)  # noqa: S101
-            yield section, field.annotation
+        elif is_section(model := field.annotation):
+            yield section, model
+            for name, inner in model.model_fields.items():
+                if is_section(inner.annotation):
+                    yield f"{section}.{name}", inner.annotation
+
+
+def is_section(kind: Any) -> TypeGuard[type[Section]]:
+    """Whether a field is a table of its own."""
+    return isinstance(kind, type) and issubclass(kind, Section)
 
 
 def nearest(key: str) -> str | None:
@@ -67,6 +76,8 @@ def template() -> str:
             continue
         parts += [f"# {model.__doc__.splitlines()[0] if model.__doc__ else ''}", f"[{section}]"]
         for name, field in model.model_fields.items():
+            if is_section(field.annotation):
+                continue
             meaning = " ".join((field.description or "").split())
             given = _EXAMPLES.get(f"{section}.{name}")
             default = _default(field)

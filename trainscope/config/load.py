@@ -202,8 +202,15 @@ def all_keys() -> Iterator[str]:
         if section == "optimizer":
             names = dict.fromkeys(name for model in OPTIMIZERS.values() for name in model.model_fields)
         else:
-            names = dict.fromkeys(info.annotation.model_fields)  # type: ignore[union-attr]
+            names = dict.fromkeys(_names(info.annotation))
         yield from (f"{section}.{name}" for name in names)
+
+
+def _names(section: Any) -> Iterator[str]:
+    """A section's keys, those of a section inside it with its name before them."""
+    for name, info in section.model_fields.items():
+        inner = getattr(info.annotation, "model_fields", None)
+        yield from (f"{name}.{key}" for key in _names(info.annotation)) if inner else (name,)
 
 
 def _nearest(found: str, allowed: Any) -> str:

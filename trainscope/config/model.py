@@ -10,12 +10,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from trainscope.config.data import DataSection
+from trainscope.config.noise import NoiseSection
 from trainscope.config.optimizer import AdamW, Optimizer
 from trainscope.config.section import Section
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 Level = Literal["error", "warning", "info", "never"]
 Tables = Annotated[tuple[Literal["tensors", "ema", "adapters"], ...], Field(strict=False)]
+Sampler = Literal[
+    "ddim", "ddpm", "pndm", "lms", "euler", "euler-a", "heun", "dpm2", "dpm2-a", "dpm++ 2m", "dpm++ 2m karras",
+    "dpm++ sde", "dpm++ 2m sde", "unipc", "lcm",
+]  # fmt: skip
 Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists, not tuples
 
 
@@ -36,14 +42,26 @@ class ModelSection(Section):
     """The model to start from."""
 
     base: str
-    """tiny:sd15, tiny:sd15-inpainting, a diffusers folder, or a hub id."""
+    """tiny:sd15, tiny:sd15-inpainting, tiny:sd2-v, tiny:sdxl, a diffusers folder, a .safetensors file, or a hub id."""
+    tokenizer: str | None = None
+    """Folder with the tokenizer of a single-file model (and tokenizer_2 for SDXL); else the hub's cache is searched."""
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = "auto"
+    """What the UNet predicts; auto takes what the model says of itself."""
+    zero_terminal_snr: bool = False
+    """Rescale the noise schedule so that its last timestep is pure noise; sensible with v_prediction only."""
+    clip_skip: PositiveInt = 1
+    """Take the text encoder's output from this layer, counted from the end: 1 is the last one."""
+    vae: str | None = None
+    """Another VAE: a diffusers folder, a .safetensors file, or a hub id."""
 
 
 class TrainSection(Section):
     """What is trained, and for how long."""
 
     method: Literal["lora", "finetune"] = "lora"
-    """Train LoRA adapters, or all weights of the UNet."""
+    """Train LoRA adapters, or all weights."""
+    parts: Annotated[tuple[Literal["unet", "text_encoder"], ...], Field(strict=False, min_length=1)] = ("unet",)
+    """What is trained; text_encoder stands for both text encoders of SDXL."""
     steps: PositiveInt | None = None
     """Optimizer steps. Give this or `epochs`."""
     epochs: PositiveInt | None = None
@@ -56,6 +74,10 @@ class TrainSection(Section):
     """Clip the gradient to this norm; 0 switches clipping off."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, less memory."""
+    loss: Literal["mse", "huber"] = "mse"
+    """Squared error, or an error that is linear beyond huber_delta and minds outliers less."""
+    huber_delta: PositiveFloat = 0.1
+    """Error from which the Huber loss is linear."""
 
 
 class LoraSection(Section):
@@ -68,35 +90,32 @@ class LoraSection(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout in front of the adapter."""
     targets: Names = ("to_q", "to_k", "to_v", "to_out.0")
-    """Endings of the names of the modules to adapt."""
+    """Endings of the names of the UNet's modules to adapt."""
+    text_encoder_targets: Names = ("q_proj", "k_proj", "v_proj", "out_proj")
+    """Endings of the names of the text encoder's modules to adapt, if it is trained."""
+    conv_rank: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Adapt the UNet's 3×3 convolutions too, at this rank."""
+    conv_alpha: PositiveFloat | None = None
+    """Their alpha; `lora.alpha` if not given."""
     init_from: str | None = None
     """LoRA file, or a checkpoint's folder, whose weights to start from with a fresh optimizer."""
-
-
-class DataSection(Section):
-    """The training images and their captions."""
-
-    dir: str
-    """Folder of images, each with a caption file of the same name beside it."""
-    caption_extension: Annotated[str, Field(pattern=r"^\.[A-Za-z0-9]+$")] = ".txt"
-    """Ending of the caption files."""
-    resolution: Annotated[int, Field(ge=16, le=4096, multiple_of=8)] = 512
-    """Side of the square that images are resized and cropped to, in pixels."""
-    validation_split: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Share of the images held out to measure what is learned; 0 measures on training images."""
-    mask_dir: str | None = None
-    """Inpainting: folder of masks (white is repainted), named like the images; random masks if not given."""
-    on_corrupt: Literal["fail", "skip"] = "fail"
-    """What to do about an image that cannot be read."""
 
 
 class SchedulerSection(Section):
     """How the learning rate moves over the run."""
 
-    type: Literal["constant", "constant-with-warmup", "cosine"] = "constant"
+    type: Literal["constant", "constant-with-warmup", "linear", "cosine", "cosine-with-restarts", "polynomial"] = (
+        "constant"
+    )
     """Shape of the schedule."""
     warmup: NonNegativeFloat = 0.0
-    """Linear rise from 0: below 1 a share of the run, else a number of steps; adamw-schedulefree does it itself."""
+    """Linear rise from 0: below 1 a share of the run, else a number of steps; Schedule-Free does it itself."""
+    cycles: PositiveInt = 1
+    """Falls of cosine-with-restarts."""
+    power: PositiveFloat = 1.0
+    """Exponent of the polynomial schedule; 1 is linear."""
+    min_lr_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the learning rate that a falling schedule ends at."""
     on_resume: Literal["continue", "restart", "extend"] = "continue"
     """On resume: go on with the saved schedule; begin a new one over the steps left; or stretch it to `train.steps`."""
 
@@ -129,6 +148,8 @@ class EmaSection(Section):
     """Optimizer steps from one update to the next."""
     dtype: Literal["fp32", "bf16", "weights"] = "fp32"
     """Format that the average is stored in; "weights" is that of the trained weights."""
+    device: Literal["model", "cpu"] = "model"
+    """Where the average lies: with the model, or in the computer's memory, slower, where the GPU's is short."""
 
 
 class CheckpointSection(Section):
@@ -136,6 +157,8 @@ class CheckpointSection(Section):
 
     every_steps: NonNegativeInt = 0
     """Optimizer steps between checkpoints; 0 saves at the end only."""
+    every_epochs: NonNegativeInt = 0
+    """Epochs between checkpoints, each at the first optimizer step that ends with or after them; 0 does not count."""
     keep: NonNegativeInt = 0
     """How many checkpoints to keep; 0 keeps all."""
     save_state: bool = True
@@ -153,7 +176,7 @@ class SampleSection(Section):
     """Prompts; the first two captions if none are given."""
     negative_prompt: str = ""
     """What the images should not show."""
-    sampler: Literal["ddim", "ddpm", "euler", "euler-a", "dpm++ 2m", "unipc"] = "ddim"
+    sampler: Sampler = "ddim"
     """Sampler."""
     steps: PositiveInt = 20
     """Steps of the sampler."""
@@ -208,6 +231,7 @@ class RunConfig(Section):
     scheduler: SchedulerSection = SchedulerSection()
     precision: PrecisionSection = PrecisionSection()
     ema: EmaSection = EmaSection()
+    noise: NoiseSection = NoiseSection()
     checkpoint: CheckpointSection = CheckpointSection()
     sample: SampleSection = SampleSection()
     eval: EvalSection = EvalSection()

@@ -64,10 +64,10 @@ def _params(base: Path) -> Iterator[dict[str, Any]]:
             for name in weights.keys():  # noqa: SIM118  not a mapping
                 view = weights.get_slice(name)
                 yield {
-                    "param": name,
+                    "param": f"unet.{name}",
                     "name": name,
                     "component": "unet",
-                    "module": name.rpartition(".")[0],
+                    "module": f"unet.{name}".rpartition(".")[0],
                     "shape": json.dumps(list(view.get_shape())),
                     "dtype": view.get_dtype(),
                     "numel": int(np.prod(view.get_shape())),

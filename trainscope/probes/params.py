@@ -23,18 +23,18 @@ class ParamsProbe:
         self._requested = requested
         self._magnitudes = {name: _magnitude(tensor) for name, tensor in requested.items()}
 
-    def measure(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, component: str) -> Record:
-        """One row for each requested tensor.
+    def measure(self, models: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer) -> Record:
+        """One row for each requested tensor, whose name begins with that of one of the `models`.
 
         `is_model_object` is false where the optimizer holds another object than the model's: it is trained for nobody.
         """
         group_of = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        objects = {id(p) for p in model.parameters()}
+        objects = {id(p) for model in models.values() for p in model.parameters()}
         rows: list[dict[str, Any]] = [
             {
                 "param": name,
-                "name": name.replace(".default.", "."),
-                "component": component,
+                "name": name.partition(".")[2].replace(".default.", "."),
+                "component": name.partition(".")[0],
                 "module": name.rpartition(".")[0],
                 "shape": json.dumps(list(tensor.shape)),
                 "dtype": str(tensor.dtype).removeprefix("torch."),

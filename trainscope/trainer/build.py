@@ -6,12 +6,13 @@ Everything random is drawn from the seed, so the same configuration gives the sa
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from trainscope.config.load import ResolvedConfig
-from trainscope.config.model import PrecisionSection
+from trainscope.config.model import PrecisionSection, RunConfig
 from trainscope.config.plan import plan_run
 from trainscope.errors import TrainingError
 from trainscope.trainer.checkpoints.weights import start_from_lora
@@ -40,18 +41,19 @@ def build_session(
     compute_dtype = choose_compute_dtype(config.precision, device)
 
     components = load_components(config.model.base, base_dir=resolved.base_dir)
-    components.text_encoder.to(dtype=DTYPES[config.precision.base])
-    for model in (components.vae, components.text_encoder, components.unet):
+    for encoder in components.text_encoders:
+        encoder.to(dtype=DTYPES[config.precision.base])
+    for model in (components.vae, *components.models.values()):
         model.to(device)
     data = load_data(resolved, components, warn=warn)
     plan = plan_run(config, len(data.train))
 
     pairs = make_trainable(resolved, components, seed)
-    params = trained_parameters(components.unet)
+    params = trained_parameters(components.models)
     tensors = list(params.values())
     if config.lora.init_from is not None:
         start_from_lora(pairs, resolved.resolve_path(config.lora.init_from))
-    optimizer = build_optimizer(config.optimizer, tensors, warmup_steps=plan.warmup_steps)
+    optimizer = build_optimizer(config.optimizer, by_component(params), warmup_steps=plan.warmup_steps)
     schedule = planned_schedule(config, plan)
     if resume is not None:
         schedule = schedule_after_resume(config, plan, resume.saved_schedule, resume.step)
@@ -95,17 +97,51 @@ def _seed(asked: int, resume: Resume | None) -> int:
 def make_trainable(resolved: ResolvedConfig, components: Components, seed: int) -> list[LoraPair]:
     """Wake the weights that are trained, in the format that they are stored in; returns the LoRA pairs."""
     config = resolved.config
-    unet, trained = components.unet, DTYPES[config.precision.weights]
-    if config.train.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    unet.train()
-    if config.train.method == "finetune":
-        unet.to(dtype=trained).requires_grad_(True)
-        return []
-    unet.to(dtype=DTYPES[config.precision.base])
+    pairs: list[LoraPair] = []
+    for component, model in components.models.items():
+        if _part(component) not in config.train.parts:
+            model.to(dtype=DTYPES[config.precision.base])
+            continue
+        if config.train.gradient_checkpointing:
+            _checkpoint_activations(model)
+        model.train()
+        if config.train.method == "finetune":
+            model.to(dtype=DTYPES[config.precision.weights]).requires_grad_(True)
+        else:
+            model.to(dtype=DTYPES[config.precision.base])
+            pairs += _add_lora(config, component, model, seed)
+    return pairs
+
+
+def _part(component: str) -> str:
+    """The entry of `train.parts` that a component belongs to."""
+    return component.removesuffix("_2")
+
+
+def by_component(params: Mapping[str, torch.nn.Parameter]) -> dict[str, list[torch.nn.Parameter]]:
+    """The trained tensors of each component, in their order."""
+    groups: dict[str, list[torch.nn.Parameter]] = {}
+    for name, param in params.items():
+        groups.setdefault(name.partition(".")[0], []).append(param)
+    return groups
+
+
+def _checkpoint_activations(model: Any) -> None:
+    enable = getattr(model, "enable_gradient_checkpointing", None) or model.gradient_checkpointing_enable
+    enable()
+
+
+def _add_lora(config: RunConfig, component: str, model: torch.nn.Module, seed: int) -> list[LoraPair]:
     lora = config.lora
     return add_lora(
-        unet, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, dtype=trained, seed=seed
+        model,
+        component=component,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        targets=lora.targets if component == "unet" else lora.text_encoder_targets,
+        dtype=DTYPES[config.precision.weights],
+        seed=seed,
     )
 
 

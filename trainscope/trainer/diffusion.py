@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from trainscope.trainer.batch import Batch
 from trainscope.trainer.noise import add_noise, noise_like
 from trainscope.trainer.noise import timesteps as draw_timesteps
-from trainscope.trainer.session import Batch, Session
+from trainscope.trainer.session import Session
 
 
 def draw_noise(session: Session, batch: Batch, position: int) -> tuple[Tensor, Tensor]:
@@ -27,7 +26,7 @@ def denoising_loss(session: Session, batch: Batch, noise: Tensor, timesteps: Ten
     noisy = add_noise(scheduler, batch.latents, noise, timesteps)
     inputs = noisy if batch.condition is None else torch.cat([noisy, batch.condition], dim=1)
     with session.autocast():
-        prediction = session.unet(inputs, timesteps, batch.text, return_dict=False)[0]
+        prediction = session.unet(inputs, timesteps, batch.text, added_cond_kwargs=batch.added, return_dict=False)[0]
     error: Tensor = prediction.float() - _target(session, batch, noise, timesteps)
     return error.square().mean(dim=(1, 2, 3))
 
@@ -38,18 +37,3 @@ def _target(session: Session, batch: Batch, noise: Tensor, timesteps: Tensor) ->
         velocity: Tensor = scheduler.get_velocity(batch.latents, noise, timesteps)
         return velocity
     return noise
-
-
-def load_batch(session: Session, samples: Sequence[int], position: int) -> Batch:
-    """The cached latents and text of some samples; random inpainting masks are drawn for (seed, position, sample)."""
-    data, components = session.data, session.components
-    condition = None
-    if components.inpainting:
-        condition = data.inpainting_condition(components, samples, seed=session.seed, step=position)
-        condition = condition.to(session.device)
-    return Batch(
-        samples=list(samples),
-        latents=data.latents[list(samples)].to(session.device),
-        text=data.captions.embeddings[list(samples)].to(session.device),
-        condition=condition,
-    )

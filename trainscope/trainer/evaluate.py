@@ -6,12 +6,13 @@ Diffusion loss is noise; only with its draws fixed does it tell what was learned
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
-from trainscope.trainer.diffusion import denoising_loss, load_batch
+from trainscope.trainer.batch import load_batch
+from trainscope.trainer.diffusion import denoising_loss
 from trainscope.trainer.noise import generator, noise_like, spread_timesteps
 from trainscope.trainer.session import Session
 
@@ -24,7 +25,9 @@ BATCH = 16
 def evaluate(session: Session) -> float:
     """Mean squared error over `eval.samples` fixed draws, with the weights as they are now. Draws no random number."""
     draws = session.config.eval.samples
-    with _no_dropout(session.unet):
+    with ExitStack() as stack:
+        for model in session.trained_models:
+            stack.enter_context(_no_dropout(model))
         losses = [_losses(session, range(start, min(start + BATCH, draws)), draws) for start in range(0, draws, BATCH)]
     return float(torch.cat(losses).double().mean())
 

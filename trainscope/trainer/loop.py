@@ -14,9 +14,10 @@ import psutil
 import torch
 from torch import Tensor
 
+from trainscope.trainer.batch import load_batch
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.data.order import MicroBatch
-from trainscope.trainer.diffusion import denoising_loss, draw_noise, load_batch
+from trainscope.trainer.diffusion import denoising_loss, draw_noise
 from trainscope.trainer.interrupts import Interrupt
 from trainscope.trainer.recorder import Recorder
 from trainscope.trainer.session import Accumulated, Session

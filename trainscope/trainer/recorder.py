@@ -68,7 +68,9 @@ class Recorder:
         """Record what is known before the first step."""
         session = self._session
         probe = self._params
-        params = self._try("params", lambda: probe.measure(session.unet, session.optimizer, "unet")) if probe else None
+        params = (
+            self._try("params", lambda: probe.measure(session.components.models, session.optimizer)) if probe else None
+        )
         if params:
             self._add(params)
         if self._tensors:

@@ -48,7 +48,7 @@ class Session:
     compute_dtype: torch.dtype
     components: Components
     params: dict[str, torch.nn.Parameter]
-    """The trained tensors by name."""
+    """The trained tensors by component and name: unet.conv_in.weight."""
     pairs: list[LoraPair]
     """The LoRA pairs; empty for a full fine-tune."""
     optimizer: torch.optim.Optimizer
@@ -80,7 +80,13 @@ class Session:
     @cached_property
     def frozen_digest(self) -> str:
         """Digest of the UNet's frozen weights, which the trained ones are changes of."""
-        return digest_of_all({name: p for name, p in self.unet.named_parameters() if name not in self.params})
+        return digest_of_all({name: p for name, p in self.unet.named_parameters() if f"unet.{name}" not in self.params})
+
+    @property
+    def trained_models(self) -> list[torch.nn.Module]:
+        """The models that have trained tensors."""
+        components = {name.partition(".")[0] for name in self.params}
+        return [model for name, model in self.components.models.items() if name in components]
 
     @property
     def tensors(self) -> list[torch.nn.Parameter]:
@@ -111,16 +117,3 @@ class Session:
     @property
     def weight_sets(self) -> tuple[str, ...]:
         return ("raw",) if self.ema is None else ("raw", "ema")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one forward pass is given: latents [b, 4, h, w], text [b, tokens, dim], and what identifies it.
-
-    `condition` [b, 5, h, w] is the mask and the masked image's latents of an inpainting model, else None.
-    """
-
-    samples: list[int]
-    latents: Tensor
-    text: Tensor
-    condition: Tensor | None

@@ -31,7 +31,7 @@ def _of_the_base_model(session: Session) -> None:
     resolved = session.resolved
     components = load_components(resolved.config.model.base, base_dir=resolved.base_dir)
     make_trainable(resolved, components, session.seed)
-    base = trained_parameters(components.unet)
+    base = trained_parameters(components.models)
     _put_shadow(session, [base[name] for name in session.params])
 
 

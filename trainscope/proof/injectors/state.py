@@ -98,7 +98,7 @@ def _weights_of_the_base_model(session: Session) -> None:
     resolved = session.resolved
     components = load_components(resolved.config.model.base, base_dir=resolved.base_dir)
     make_trainable(resolved, components, session.seed)
-    base = trained_parameters(components.unet)
+    base = trained_parameters(components.models)
     for name, param in session.params.items():
         param.copy_(base[name])
 

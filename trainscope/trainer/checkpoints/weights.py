@@ -28,12 +28,16 @@ def weights_for_use(checkpoint: Path, pairs: list[LoraPair]) -> dict[str, Tensor
     folder = checkpoint / "weights" / "unet"
     index = folder / "diffusion_pytorch_model.safetensors.index.json"
     if not index.exists():
-        return _load(folder / "diffusion_pytorch_model.safetensors")
+        return _of_unet(_load(folder / "diffusion_pytorch_model.safetensors"))
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise RunError(f"{index} is damaged: {error}") from error
-    return {name: tensor for shard in shards for name, tensor in _load(folder / shard).items()}
+    return _of_unet({name: tensor for shard in shards for name, tensor in _load(folder / shard).items()})
+
+
+def _of_unet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"unet.{name}": tensor for name, tensor in tensors.items()}
 
 
 def start_from_lora(pairs: list[LoraPair], source: Path) -> None:
@@ -43,7 +47,8 @@ def start_from_lora(pairs: list[LoraPair], source: Path) -> None:
     chosen: list[tuple[LoraPair, LoraFilePair]] = []
     problems: list[str] = []
     for pair in pairs:
-        match = next((other for other in found if other.matches(pair.module)), None)
+        module = pair.module.removeprefix("unet.")
+        match = next((other for other in found if other.matches(module)), None)
         if match is None:
             problems.append(f"{pair.module}: is not in the file")
         elif match.rank != pair.rank:
@@ -80,8 +85,8 @@ def _lora_file(source: Path) -> Path:
 
 
 def _parameter_name(name: str) -> str:
-    """`unet.<module>.lora_A.weight` → `<module>.lora_A.default.weight`."""
-    return name.removeprefix("unet.").replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
+    """`unet.<module>.lora_A.weight` → `unet.<module>.lora_A.default.weight`."""
+    return name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainscope.config.load import ResolvedConfig
-from trainscope.trainer.data.images import Sample, find_samples, load_image
+from trainscope.trainer.data.images import Sample, find_samples, fit_square, load_image
 from trainscope.trainer.data.latents import EncodedCaptions, encode_captions, encode_images
 from trainscope.trainer.data.masks import find_masks, load_mask, random_mask
 from trainscope.trainer.data.order import MicroBatch, micro_batches
@@ -73,6 +73,15 @@ class TrainingData:
             return load_mask(self.masks[sample], self.samples[sample], self.resolution)
         return random_mask(self.resolution, self.resolution, generator=generator(seed, "mask", step, sample))
 
+    def size_conditions(self, samples: Sequence[int]) -> Tensor:
+        """What SDXL is told of pictures, [b, 6]: original size, the crop's corner and the target size, as (y, x)."""
+        rows = []
+        for sample in samples:
+            width, height = self.samples[sample].width, self.samples[sample].height
+            _, (left, top, _, _) = fit_square((width, height), self.resolution)
+            rows.append([height, width, top, left, self.resolution, self.resolution])
+        return torch.tensor(rows, dtype=torch.float32)
+
     def identity(self) -> str:
         """A digest of the images and captions that are trained on, in their order, wherever they lie."""
         seen = [(self.samples[index].digest, self.samples[index].caption) for index in self.train]
@@ -120,7 +129,9 @@ def load_data(resolved: ResolvedConfig, components: Components, *, warn: Callabl
         train=[sample.index for sample in train],
         validation=[sample.index for sample in validation],
         latents=latents,
-        captions=encode_captions(components.tokenizer, components.text_encoder, [sample.caption for sample in samples]),
+        captions=encode_captions(
+            components, [sample.caption for sample in samples], clip_skip=resolved.config.model.clip_skip
+        ),
         resolution=section.resolution,
         masks=masks,
     )

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from trainscope.errors import ModelError
+from trainscope.trainer.models.load import Components
 from trainscope.trainer.models.quiet import quiet_libraries
+from trainscope.trainer.models.text import encode_text
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class EncodedCaptions:
     """[n, 77, dim], one for each caption, in order."""
     empty: Tensor
     """[77, dim], of the empty caption: for caption dropout and for guidance."""
+    pooled: Tensor | None
+    """[n, dim], SDXL's; else None."""
     tokens: list[int]
     truncated: list[int]
 
@@ -57,29 +61,28 @@ def encode_images(vae: Any, images: Iterable[Tensor], batch: int = 8) -> Tensor:
 
 
 @torch.no_grad()
-def encode_captions(tokenizer: Any, text_encoder: Any, captions: Sequence[str], batch: int = 32) -> EncodedCaptions:
-    """Encode captions to the text encoder's last hidden state, each different caption once.
-
-    Captions are padded and cut to the tokenizer's 77 tokens, as `StableDiffusionPipeline.encode_prompt` does.
-    """
+def encode_captions(
+    components: Components, captions: Sequence[str], *, clip_skip: int = 1, batch: int = 32
+) -> EncodedCaptions:
+    """Encode captions, each different one once."""
     different = list(dict.fromkeys(["", *captions]))
+    tokenizer = components.tokenizer
     room = tokenizer.model_max_length - 2
     with quiet_libraries():  # the tokenizer warns of long captions; `truncated` says so, too
         tokens = [len(ids) - 2 for ids in tokenizer(different, truncation=False).input_ids]
-        ids = tokenizer(
-            different,
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-    device = next(text_encoder.parameters()).device
-    hidden = torch.cat([text_encoder(part.to(device))[0].float().cpu() for part in ids.split(batch)])
+    encoded = [
+        encode_text(components, different[start : start + batch], clip_skip=clip_skip)
+        for start in range(0, len(different), batch)
+    ]
+    hidden = torch.cat([part.hidden.float().cpu() for part in encoded])
+    pooled = torch.cat([part.pooled.float().cpu() for part in encoded if part.pooled is not None] or [torch.empty(0)])
     place = {caption: number for number, caption in enumerate(different)}
     order = [place[caption] for caption in captions]
+    chosen = torch.tensor(order, dtype=torch.long)
     return EncodedCaptions(
-        embeddings=hidden[torch.tensor(order, dtype=torch.long)],
+        embeddings=hidden[chosen],
         empty=hidden[0],
+        pooled=pooled[chosen] if pooled.numel() else None,
         tokens=[tokens[number] for number in order],
         truncated=[max(0, tokens[number] - room) for number in order],
     )

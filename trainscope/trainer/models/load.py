@@ -42,17 +42,36 @@ VARIANTS = (None, "fp16", "bf16")
 class Components:
     """The parts of a pipeline. `inpainting`: the UNet takes 9 channels. `source`: what was loaded, for the record.
 
-    `location` is the folder that diffusers loads the same pipeline from.
+    SDXL has two text encoders, each with its tokenizer; the others have one. `location` is the folder that diffusers
+    loads the same pipeline from.
     """
 
-    tokenizer: Any
-    text_encoder: Any
+    tokenizers: tuple[Any, ...]
+    text_encoders: tuple[Any, ...]
     vae: Any
     unet: Any
     noise_scheduler: Any
     inpainting: bool
     source: str
     location: Path
+
+    @property
+    def models(self) -> dict[str, torch.nn.Module]:
+        """What can be trained, by the names that diffusers gives the parts of a pipeline."""
+        names = ("text_encoder", "text_encoder_2")
+        return {"unet": self.unet, **dict(zip(names, self.text_encoders, strict=False))}
+
+    @property
+    def sdxl(self) -> bool:
+        return len(self.text_encoders) > 1
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.tokenizers[0]
+
+    @property
+    def text_encoder(self) -> Any:
+        return self.text_encoders[0]
 
 
 def load_components(base: str, *, base_dir: Path) -> Components:
@@ -113,8 +132,8 @@ def _load_folder(folder: Path, *, source: str) -> Components:
             hint="its parts come from different models",
         )
     return Components(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
+        tokenizers=(tokenizer,),
+        text_encoders=(text_encoder,),
         vae=models["vae"],
         unet=unet,
         noise_scheduler=scheduler,

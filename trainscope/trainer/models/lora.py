@@ -1,4 +1,4 @@
-"""Puts a LoRA on a UNet, and says what was put there.
+"""Puts a LoRA on a model, the UNet or a text encoder, and says what was put there.
 
 The adapter is peft's, as diffusers places it (Hu et al. 2021: W x + s B A x, s = alpha / rank). Knows nothing of
 training, saving or files.
@@ -7,7 +7,7 @@ training, saving or files.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -27,7 +27,10 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 @dataclass(frozen=True)
 class LoraPair:
-    """The pair of one module: A [rank, in] and B [out, rank] (convolutions with their kernel's dimensions behind)."""
+    """The pair of one module: A [rank, in] and B [out, rank] (convolutions with their kernel's dimensions behind).
+
+    `module` begins with the component: unet.down_blocks.0…
+    """
 
     module: str
     a: nn.Parameter
@@ -45,8 +48,9 @@ class LoraPair:
 
 
 def add_lora(
-    unet: Any,
+    model: Any,
     *,
+    component: str = "unet",
     rank: int,
     alpha: float,
     dropout: float = 0.0,
@@ -54,25 +58,25 @@ def add_lora(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> list[LoraPair]:
-    """Freeze `unet` and add pairs to the modules whose names end in one of `targets` (None: the attentions').
+    """Freeze `model` and add pairs to the modules whose names end in one of `targets` (None: the attentions').
 
     A is uniform as in peft (Kaiming with a = √5), drawn by (seed, module) on the CPU in float32 and then cast to
     `dtype`, so that it is the same on every device; B is zero. The global random state is left as it was. Raises
-    `ModelError`: a target that matches nothing or no linear layer or convolution, or a UNet that has a LoRA already.
+    `ModelError`: a target that matches nothing or no linear layer or convolution, or a model that has a LoRA already.
     """
     if rank < 1:
         raise ModelError(f"lora.rank must be at least 1, found {rank}")
-    if getattr(unet, "peft_config", None):
-        raise ModelError("the UNet already has a LoRA", hint="fuse or remove it first")
+    if getattr(model, "peft_config", None):
+        raise ModelError(f"the {component} already has a LoRA", hint="fuse or remove it first")
     targets = ATTENTION if targets is None else tuple(targets)
-    _check_targets(unet, targets)
+    _check_targets(model, targets)
     from peft import LoraConfig
 
-    unet.requires_grad_(False)
+    model.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
-    with quiet_libraries(), _rng_untouched(unet):
-        unet.add_adapter(config, adapter_name=ADAPTER)
-    pairs = lora_pairs(unet)
+    with quiet_libraries(), _rng_untouched(model):
+        model.add_adapter(config, adapter_name=ADAPTER)
+    pairs = lora_pairs(model, component)
     with torch.no_grad():
         for pair in pairs:
             first = torch.empty(pair.a.shape)
@@ -84,13 +88,13 @@ def add_lora(
     return pairs
 
 
-def lora_pairs(unet: Any) -> list[LoraPair]:
-    """The pairs that `unet` has, in the order of its modules; empty without a LoRA."""
+def lora_pairs(model: Any, component: str = "unet") -> list[LoraPair]:
+    """The pairs that `model` has, in the order of its modules; empty without a LoRA."""
     from peft.tuners.lora import LoraLayer
 
     return [
         LoraPair(
-            module=name,
+            module=f"{component}.{name}",
             a=layer.lora_A[ADAPTER].weight,
             b=layer.lora_B[ADAPTER].weight,
             rank=layer.r[ADAPTER],
@@ -98,16 +102,20 @@ def lora_pairs(unet: Any) -> list[LoraPair]:
             base_weight=layer.get_base_layer().weight,
             layer=layer,
         )
-        for name, layer in unet.named_modules()
+        for name, layer in model.named_modules()
         if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A
     ]
 
 
-def trained_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that require a gradient, by name, in the model's order; wrappers' prefixes are taken off."""
+def trained_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """The parameters that require a gradient, by component and name, in the models' order.
+
+    Wrappers' prefixes are taken off: unet.conv_in.weight, whatever DDP or torch.compile call it.
+    """
     return {
-        name.removeprefix("module.").replace("_orig_mod.", ""): parameter
-        for name, parameter in unet.named_parameters()
+        f"{component}.{name.removeprefix('module.').replace('_orig_mod.', '')}": parameter
+        for component, model in models.items()
+        for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
 

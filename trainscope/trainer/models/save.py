@@ -44,7 +44,7 @@ def save_lora(
     tensors: dict[str, Tensor] = {}
     for pair in pairs:
         for letter, weight in (("A", pair.a), ("B", pair.b)):
-            tensors[f"unet.{pair.module}.lora_{letter}.weight"] = weight.detach().to("cpu", dtype).contiguous()
+            tensors[f"{pair.module}.lora_{letter}.weight"] = weight.detach().to("cpu", dtype).contiguous()
     config = unet.peft_config[ADAPTER]
     adapter = {
         "unet.r": config.r,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,14 @@ Build = Callable[[Groups, dict[str, Any], int], torch.optim.Optimizer]
 """(parameter groups, the section's keys but `type`, warmup steps) → the optimizer."""
 
 
-def build_optimizer(section: Any, params: Iterable[torch.nn.Parameter], *, warmup_steps: int) -> torch.optim.Optimizer:
-    """The optimizer of an `[optimizer]` section over one group named "unet".
+def build_optimizer(
+    section: Any, params: Mapping[str, Sequence[torch.nn.Parameter]], *, warmup_steps: int
+) -> torch.optim.Optimizer:
+    """The optimizer of an `[optimizer]` section over one group for each component, named after it.
 
     `warmup_steps` is for those that warm up by themselves; the others leave it to the schedule.
     """
-    groups: Groups = [{"params": list(params), "name": "unet"}]
+    groups: Groups = [{"params": list(tensors), "name": component} for component, tensors in params.items()]
     return BUILDERS[section.type](groups, section.model_dump(exclude={"type"}), warmup_steps)
 
 
