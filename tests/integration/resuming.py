@@ -26,7 +26,8 @@ from trainscope.runlog.tables import TABLES
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.checkpoints.folder import whole_checkpoints
 from trainscope.trainer.session import Session
-from trainscope.trainer.train import Finished, train
+from trainscope.trainer.train import train
+from trainscope.trainer.training import Finished
 
 Values = dict[str, Any]
 

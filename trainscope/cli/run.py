@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from trainscope.config.load import ResolvedConfig
-    from trainscope.trainer.train import Finished
+    from trainscope.trainer.training import Finished
 
 
 def run(

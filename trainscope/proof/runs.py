@@ -28,7 +28,7 @@ from trainscope.proof.shapes import draw_shapes
 from trainscope.toml import toml_value
 
 if TYPE_CHECKING:
-    from trainscope.trainer.train import Finished
+    from trainscope.trainer.training import Finished
 
 PACKAGE = Path(trainscope.__file__).parent
 CODE = (
