@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from trainscope.report.html import render_html
 from trainscope.schema import to_json
@@ -110,6 +111,44 @@ def test_the_keyboard_reaches_what_can_be_done(browser, page):
     enter = "new KeyboardEvent('keydown', { key: 'Enter', bubbles: true })"
     browser.value(f"document.querySelector('.sheet img').dispatchEvent({enter})")
     assert browser.value("document.querySelector('dialog').open")
+    seen = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft"):
+        arrow = f"new KeyboardEvent('keydown', {{ key: '{key}', bubbles: true }})"
+        browser.value(f"document.querySelector('dialog').dispatchEvent({arrow})")
+        seen.append(browser.value("document.querySelector('dialog img').alt").partition(",")[0])
+    assert seen == ["Step 50", "Step 100", "Step 150", "Step 100"]
+    assert browser.value("document.querySelector('dialog a').hidden")
+
+
+def test_a_long_contact_sheet_with_large_pictures(browser, tmp_path):
+    report = to_json(reports.s0_report(tmp_path))
+    sample = report["samples"][0]
+    report["samples"] = [
+        {**sample, "step": step, "weights": weights, "path": f"samples/{weights}-{step}.png", "distance": 0.01}
+        for weights in ("raw", "ema")
+        for step in range(0, 2100, 100)
+    ]
+    for one in report["samples"]:
+        noise = Image.effect_noise((512, 768), 60).convert("RGB")
+        noise.save(tmp_path / one["path"])
+    file = tmp_path / "report.html"
+    file.write_text(render_html(report, tmp_path), encoding="utf-8")
+    for width in (360, 800, 1400):
+        browser.open(file, width=width)
+        assert state(browser) == {"ready": "true", "overflow": "false", "loaded": [], "width": width}
+        assert browser.value("[...document.querySelectorAll('.sheet img')].every((i) => i.naturalHeight == 256)")
+        assert browser.value("document.querySelectorAll('.sheet img').length") == 20
+    # A wide screen shows all of it at once.
+    assert browser.value(
+        "(({ scrollWidth: all, clientWidth: room }) => all <= room)(document.querySelector('.sheet .scroll'))"
+    )
+    browser.value("document.querySelector('.sheet img').click()")
+    assert browser.value("document.querySelector('dialog a').getAttribute('href')") == "./samples/raw-0.png"
+    # So does paper.
+    browser.open(file, width=700)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    assert browser.value("document.querySelector('.sheet table').getBoundingClientRect().right") <= 700
+    browser.call("Emulation.setEmulatedMedia", media="")
 
 
 def test_without_scripts_the_text_is_there(browser, page):

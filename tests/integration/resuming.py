@@ -213,15 +213,19 @@ def warnings(run: Path, segment: int) -> list[str]:
 # ---- the comparison
 
 
+CLOCKS = ("ss_training_started_at", "ss_training_finished_at")
+
+
 def contents(checkpoint: Path) -> dict[str, Any]:
-    """Every file of a checkpoint: tensors bit by bit, JSON but for the run's id, the rest by its bytes."""
+    """Every file of a checkpoint: tensors bit by bit, JSON but for the run's id, the rest by its bytes; no clocks."""
     found: dict[str, Any] = {}
     for path in sorted(checkpoint.rglob("*")):
         name = str(path.relative_to(checkpoint))
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 found |= {f"{name} {key}": bits(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
-                found |= {f"{name} header {key}": value for key, value in (file.metadata() or {}).items()}
+                header = {key: value for key, value in (file.metadata() or {}).items() if key not in CLOCKS}
+                found |= {f"{name} header {key}": value for key, value in header.items()}
         elif path.suffix == ".json" and path.parent.name == "state":
             value = json.loads(path.read_text(encoding="utf-8"))
             found[name] = {**value, "run": None} if path.stem == "training" else value

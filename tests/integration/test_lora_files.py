@@ -39,10 +39,11 @@ def trained(sd15: Components, tmp_path_factory: pytest.TempPathFactory) -> Path:
     unet = copy.deepcopy(sd15.unet)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for number, pair in enumerate(add_lora(unet, rank=6, alpha=3.0, targets=TARGETS)):
+        pairs = add_lora(unet, rank=6, alpha=3.0, targets=TARGETS)
+        for number, pair in enumerate(pairs):
             pair.b.normal_(generator=generator)
             pair.b.mul_((0.4 + 0.1 * (number % 5)) ** torch.arange(6).reshape(-1, *(1 for _ in pair.b.shape[2:])))
-    return save_lora(tmp_path_factory.mktemp("trained"), unet, metadata={"trainscope_step": "9"}).parent
+    return save_lora(tmp_path_factory.mktemp("trained"), pairs, metadata={"trainscope_step": "9"}).parent
 
 
 def output(unet: Any) -> torch.Tensor:
@@ -176,6 +177,47 @@ def test_diffusers_gives_every_module_its_strength(tmp_path: Path, layout: str) 
         np.testing.assert_allclose(change.reshape(want.shape), want, atol=3e-6 * np.linalg.norm(whole), err_msg=new.key)
 
 
+@pytest.mark.parametrize("layers", ["linear", "convolutions", "text encoder"])
+def test_a_converted_file_acts_as_before(sd15: Components, tmp_path: Path, layers: str) -> None:
+    """diffusers makes the same changes of both files, and the way back has the same bits."""
+    models = copy.deepcopy(sd15.models)
+    pairs = []
+    if layers == "text encoder":
+        pairs += add_lora(models["text_encoder"], component="text_encoder", rank=3, alpha=1.0)
+    conv_rank = 2 if layers == "convolutions" else None
+    pairs += add_lora(models["unet"], rank=6, alpha=3.0, targets=("to_q", "to_out.0", "proj_in"), conv_rank=conv_rank)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for pair in pairs:
+            pair.b.normal_(generator=generator)
+    source = save_lora(tmp_path / "own", pairs)
+    result = trainscope("lora", "convert", source, "--to", "kohya", "--output", tmp_path / "a.safetensors")
+    assert result.code == 0, result.err
+    assert result.out.startswith(f"diffusers to kohya: {len(pairs)} pairs")
+    assert "note:" not in result.out.replace("note: nothing in the file tells", "")
+    assert result.last_line == f"{tmp_path / 'a.safetensors'} written"
+    before, after = changes(loaded(source)), changes(loaded(tmp_path / "a.safetensors"))
+    assert len(pairs) == len(before) == len(after)
+    for key, change in before.items():
+        np.testing.assert_array_equal(after[key], change)
+    assert trainscope("lora", "inspect", tmp_path / "a.safetensors").code == 0
+    assert trainscope("lora", "convert", tmp_path / "a.safetensors", "--to", "diffusers").code == 0
+    back = tmp_path / "a-diffusers.safetensors"
+    assert data_of(back) == data_of(source)
+    result = trainscope("lora", "convert", back, "--to", "diffusers", "--output", tmp_path / "c.safetensors")
+    assert (result.code, "in the diffusers layout already" in result.message) == (2, True)
+    # What is resized afterwards loads as well.
+    resized(tmp_path / "a.safetensors", tmp_path / "d.safetensors", "--rank", 6)
+    again = changes(loaded(tmp_path / "d.safetensors"))
+    for key, change in before.items():
+        np.testing.assert_allclose(again[key], change, atol=1e-5 * np.abs(change).max(), err_msg=str(key))
+
+
+def data_of(path: Path) -> dict[str, tuple[str, bytes]]:
+    tensors = read_lora(path).tensors
+    return {name: (stored.dtype, tensors.raw(name)) for name, stored in tensors.tensors.items()}
+
+
 def test_the_dtype_is_kept_or_changed(trained: Path, tmp_path: Path) -> None:
     resized(trained, tmp_path / "half.safetensors", "--rank", 4, "--dtype", "bf16")
     resized(tmp_path / "half.safetensors", tmp_path / "again.safetensors", "--rank", 3)
@@ -203,8 +245,7 @@ def test_inspect_a_trained_file(trained: Path) -> None:
 
 def test_inspect_an_untrained_file(sd15: Components, tmp_path: Path) -> None:
     unet = copy.deepcopy(sd15.unet)
-    add_lora(unet, rank=2, alpha=2.0)
-    result = trainscope("lora", "inspect", save_lora(tmp_path, unet))
+    result = trainscope("lora", "inspect", save_lora(tmp_path, add_lora(unet, rank=2, alpha=2.0)))
     assert result.code == 1
     assert "problem: untrained: every up half is zero" in result.out
 
@@ -237,7 +278,7 @@ def test_inspect_shows_what_is_broken_and_exits_with_2(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("verb", ["inspect", "resize"])
+@pytest.mark.parametrize("verb", ["inspect", "resize", "convert"])
 def test_input_that_is_no_lora(tmp_path: Path, verb: str) -> None:
     (tmp_path / "empty.safetensors").touch()
     (tmp_path / "garbage.safetensors").write_bytes(b"\xff" * 99)
@@ -246,7 +287,8 @@ def test_input_that_is_no_lora(tmp_path: Path, verb: str) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
     write(tmp_path / "model.safetensors", {"conv_in.weight": np.ones((2, 2), np.float32)})
     (tmp_path / "folder").mkdir()
-    out = [tmp_path / "out.safetensors", "--rank", 1] if verb == "resize" else []
+    options = {"resize": [tmp_path / "out.safetensors", "--rank", 1], "convert": ["--to", "kohya"]}
+    out = options.get(verb, [])
     for name, says in {
         "empty.safetensors": "is empty",
         "garbage.safetensors": "not a whole safetensors file",
@@ -269,6 +311,9 @@ def test_options_are_refused_together(trained: Path, tmp_path: Path) -> None:
     refused("lora", "resize", trained, out, "--rank", 10**9, says=("has use for more than",), folder=tmp_path)
     refused("lora", "resize", trained, tmp_path / "out", "--rank", 2, says=(".safetensors",), folder=tmp_path)
     refused("lora", "inspect", trained, "--format", "xml", says=("console, json",), folder=tmp_path)
+    refused("lora", "convert", trained, "--to", "peft", says=("kohya, diffusers",), folder=tmp_path)
+    refused("lora", "convert", trained, "--to", "kohya", "--output", out.with_suffix(".pt"), says=(".safetensors",),
+            folder=tmp_path)  # fmt: skip
 
 
 def test_an_existing_file_stays(trained: Path, tmp_path: Path) -> None:
@@ -286,6 +331,7 @@ def test_an_existing_file_stays(trained: Path, tmp_path: Path) -> None:
         says=("exists",),
         folder=trained,
     )
+    refused("lora", "convert", trained, "--to", "kohya", "--output", out, says=("exists",), folder=tmp_path)
     assert digest(trained) == before
 
 
@@ -298,4 +344,6 @@ def test_a_place_that_cannot_be_written(trained: Path, tmp_path: Path) -> None:
 
 def test_without_torch(trained: Path, tmp_path: Path) -> None:
     assert not modules_of("lora", "inspect", trained, cwd=tmp_path) & {*HEAVY, "duckdb", "pyarrow", "pandas"}
+    converting = modules_of("lora", "convert", trained, "--to", "kohya", "--output", "a.safetensors", cwd=tmp_path)
+    assert not converting & {*HEAVY, "duckdb", "pyarrow", "pandas"}
     assert not modules_of("lora", "resize", trained, "b.safetensors", "--rank", 2, cwd=tmp_path) & set(HEAVY)

@@ -66,6 +66,7 @@ STATE = (
     "state/ema.safetensors",
     "state/random.safetensors",
     "state/gradients.safetensors",
+    "state/seen.json",
 )
 FINGERPRINT = "fingerprint.parquet"
 FILES = (*STATE, FINGERPRINT)
@@ -240,7 +241,7 @@ def _restore_or_refuse(one: Damaged, session: Session) -> None:
     error = None
     try:
         resume = read_resume(one.config, one.checkpoint, RunDir(one.run))
-        weights = resume.state.weights or weights_for_use(one.checkpoint, session.pairs)
+        weights = resume.state.weights or weights_for_use(one.checkpoint, session.params, session.pairs)
         check_shapes(session, resume.state, weights, resume.saved)
         assert resume.saved_schedule.steps > 0
     except (RunError, ConfigError) as caught:
@@ -380,6 +381,7 @@ MISSING: dict[str, tuple[str, set[tuple[str, str]]]] = {
     "ema.safetensors": ("the average", {("ema", "changed"), ("ema", "reset")}),
     "random.safetensors": ("the random states", {("random", "changed")}),
     "gradients.safetensors": ("gradients", {("counter", "changed")}),
+    "seen.json": ("what the probes saw", set()),
     "trained.safetensors": ("weights", set()),
 }
 """What a warning says, and some of the statuses that `continuity` then has."""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from trainscope.cli.prove import prove
 from trainscope.cli.rules import rules_app
 from trainscope.cli.run import run
 from trainscope.cli.sql import sql
-from trainscope.errors import TrainscopeError
+from trainscope.errors import TrainingError, TrainscopeError
 
 INTERNAL_ERROR, INTERRUPTED, USAGE = 3, 130, 2
 OUTPUT_GONE = 141
@@ -86,7 +87,12 @@ def main() -> None:
     except TrainscopeError as error:
         if debug:
             traceback.print_exc()
-        _complain(str(error), error.hint)
+        # Of several processes the first one tells what is wrong with the input; a training can fail on any of them.
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
+            _complain(str(error), error.hint)
+        elif isinstance(error, TrainingError):
+            _complain(f"process {rank}: {error}", error.hint)
         code = error.exit_code
     except SystemExit as stop:
         # Both click and rich leave with 1 when the reader of our output is gone (`| head`); but 1 means findings.

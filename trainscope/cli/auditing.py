@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainscope.errors import ConfigError
+from trainscope.schema import SEVERITIES
 
 if TYPE_CHECKING:
     from trainscope.config.load import ResolvedConfig
+    from trainscope.engine.rule import Rule
     from trainscope.schema import Report
 
 FORMATS = ("html", "json", "console")
@@ -81,6 +84,33 @@ def check_level(fail_on: str) -> None:
     """Refuse a level that is none, before anything is done."""
     if fail_on not in LEVELS:
         raise ConfigError(f"--fail-on {fail_on}: allowed are {', '.join(LEVELS)}")
+
+
+@dataclass(frozen=True)
+class FailFast:
+    """Which findings stop a training: those at or above a level, or those whose code begins so."""
+
+    wanted: str
+
+    def matches(self, code: str, severity: str) -> bool:
+        if self.wanted in SEVERITIES:
+            ranks = [str(known) for known in SEVERITIES]
+            return ranks.index(severity) >= ranks.index(self.wanted)
+        return code.startswith(self.wanted)
+
+
+def fail_fast(wanted: str, rules: Sequence[Rule]) -> FailFast:
+    """`--fail-fast`. Raises `ConfigError` for what is no level, and no code of a rule that is asked while training."""
+    live = sorted(rule.code for rule in rules if rule.header.live is not None)
+    if wanted in SEVERITIES or any(code.startswith(wanted) for code in live if wanted):
+        return FailFast(wanted)
+    levels = f"allowed are {', '.join(reversed(SEVERITIES))}, or a code"
+    if wanted and any(rule.code.startswith(wanted) for rule in rules):
+        raise ConfigError(
+            f"--fail-fast {wanted}: only the end of a run can tell; {levels} of {', '.join(live)}",
+            hint=f"--fail-on looks at the end; `trainscope rules show {wanted}` explains the rule",
+        )
+    raise ConfigError(f"--fail-fast {wanted}: no rule begins so; {levels}", hint="`trainscope rules list` shows all")
 
 
 def listed(text: str) -> list[str]:

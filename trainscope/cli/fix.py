@@ -12,7 +12,9 @@ from trainscope.errors import ConfigError
 if TYPE_CHECKING:
     from trainscope.schema import Report
 
-PATH_KEYS = ("data.dir", "data.mask_dir", "model.base", "run.dir")
+MADE = ("run.dir", "data.cache_dir")
+"""Folders that a run makes."""
+PATH_KEYS = ("data.dir", "data.mask_dir", "model.base", "model.tokenizer", "model.vae", "lora.init_from", *MADE)
 """Keys that are relative to the configuration's file, and change when it moves."""
 
 
@@ -82,7 +84,7 @@ def _moved_paths(keys: list[dict[str, Any]], source: Path | None, output: Path) 
         if row["key"] not in PATH_KEYS or row["origin"] not in ("file", "cli") or not row["value"]:
             continue
         path = source.parent / row["value"]
-        # model.base may also be a hub id or a tiny model; then there is no such path.
-        if not Path(row["value"]).is_absolute() and (path.exists() or row["key"] == "run.dir"):
+        # A model may also be a hub id or a tiny one; then there is no such path.
+        if not Path(row["value"]).is_absolute() and (path.exists() or row["key"] in MADE):
             moved[row["key"]] = str(path.resolve())
     return moved

@@ -12,7 +12,7 @@ from trainscope.errors import ConfigError
 
 def init(folder: Annotated[Path, typer.Argument(help="Where to write cfg.toml.")] = Path()) -> None:
     """Write a commented cfg.toml to start from."""
-    from trainscope.config.describe import template
+    from trainscope.config.template import template
 
     path = folder / "cfg.toml"
     try:

@@ -1,10 +1,11 @@
-"""`trainscope lora`: what is in a LoRA file, and the same LoRA with another rank."""
+"""`trainscope lora`: what is in a LoRA file, and the same LoRA with another rank or in another layout."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from trainscope.lora.examine import Examination
     from trainscope.lora.loss import Loss
 
-lora_app = typer.Typer(help="Examine and resize LoRA files.", no_args_is_help=True, rich_markup_mode=None)
+lora_app = typer.Typer(help="Examine, resize and convert LoRA files.", no_args_is_help=True, rich_markup_mode=None)
 
 LoraPath = Annotated[
     Path, typer.Argument(help="A .safetensors file, or a folder with pytorch_lora_weights.safetensors.", metavar="FILE")
@@ -86,6 +87,40 @@ def resize(
     _show_losses([*blocks, total])
     if lora.rest:
         typer.echo(f"{len(lora.rest)} tensors that belong to no pair are copied as they were")
+    for path in written:
+        typer.echo(f"{path} written")
+
+
+@lora_app.command()
+def convert(
+    file: LoraPath,
+    to: Annotated[str, typer.Option(help="kohya or diffusers.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The .safetensors file to write; it must not exist. Else beside FILE, named after it."),
+    ] = None,
+) -> None:
+    """Write a LoRA in another program's layout, with the same weights to the bit."""
+    from trainscope.lora.convert import convert as convert_file
+    from trainscope.lora.file import read_lora
+    from trainscope.lora.write import check_free, write_lora
+
+    if to not in ("kohya", "diffusers"):
+        raise ConfigError(f"--to {to}: allowed are kohya, diffusers")
+    if output is not None:
+        check_free(output, to)
+    lora = read_lora(file)
+    out = output or lora.path.with_name(f"{lora.path.stem}-{to}.safetensors")
+    check_free(out, to)
+    converted = convert_file(lora, "kohya" if to == "kohya" else "diffusers")
+    written = write_lora(out, converted.tensors, converted.metadata)
+    components = Counter(pair.component for pair in lora.pairs)
+    typer.echo(
+        f"{lora.layout} to {to}: {len(lora.pairs)} pairs ({_counts(components)}), "
+        f"rank {_span([pair.rank for pair in lora.pairs])}, scale {_span([pair.scale for pair in lora.pairs])}"
+    )
+    for note in converted.notes:
+        typer.echo(f"note: {note}")
     for path in written:
         typer.echo(f"{path} written")
 

@@ -12,6 +12,7 @@ from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.callbacks import Progress as Values
 from trainscope.trainer.session import Session
 
+STYLES = {"error": "red", "warning": "yellow"}
 LINE_SECONDS = 15.0
 """Between two lines where there is no terminal."""
 
@@ -77,9 +78,13 @@ class ProgressDisplay(Callback):
             self._say(f"warning: the {detail['what']} is not finite from step {detail['first_step']} on")
         elif kind == "probe_failed":
             self._say(f"warning: {detail['table']} is not recorded any more: {detail['reason']}")
-        elif kind == "warning":
+        elif kind in ("warning", "fallback"):
             self._say(f"warning: {detail['message']}")
 
-    def _say(self, text: str) -> None:
+    def finding(self, text: str, severity: str) -> None:
+        """Show what was found while it trains, above the bar."""
+        self._say(text, style=STYLES.get(severity))
+
+    def _say(self, text: str, style: str | None = None) -> None:
         # A log's lines are not cut at a width that nobody has.
-        self._console.print(text, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)

@@ -1,9 +1,9 @@
-"""`trainscope run`: a full training, instrumented, and audited at its end."""
+"""`trainscope run`: a full training, instrumented, looked at while it goes on, and audited at its end."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -12,6 +12,7 @@ from trainscope.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from trainscope.cli.auditing import FailFast
     from trainscope.config.load import ResolvedConfig
     from trainscope.trainer.training import Finished
 
@@ -26,7 +27,17 @@ def run(
         str | None, typer.Option(help="Go on from a checkpoint: latest, a run's directory, or a checkpoint in it.")
     ] = None,
     no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not audit at the end.")] = False,
-    fail_on: Annotated[str, typer.Option(help="error, warning, info: exit 1 on such findings.")] = "never",
+    fail_on: Annotated[
+        str, typer.Option(help="error, warning, info or never: what to exit 1 on at the end.", metavar="LEVEL")
+    ] = "never",
+    fail_fast: Annotated[
+        str | None,
+        typer.Option(
+            help="error, warning, info, or a rule's code: save, stop and exit 1 at such a finding while it trains; "
+            "exit 1 if it shows at the end only.",
+            metavar="LEVEL|CODE",
+        ),
+    ] = None,
 ) -> None:
     """Train as a configuration says, and audit the result. The last line is the run directory."""
     import os
@@ -39,22 +50,27 @@ def run(
     resolved = load_config(config, overrides or ())
     if resume not in (None, "latest"):
         resume = str(Path(resume).absolute())  # relative to where it was typed, not to the configuration
+    if os.environ.get("RANK", "0") != "0":
+        _train_along(resolved, out, resume)
     resuming = (resume or resolved.config.checkpoint.resume) is not None
     taken = out is not None and out.exists() and (not out.is_dir() or any(out.iterdir()))
     if taken and not (resuming and out is not None and (out / "run.json").exists()):
         raise ConfigError(f"--out {out} exists and is not empty", hint="runs are never overwritten; name another")
     check_thresholds(resolved)
+    stop_on = _stop_on(resolved, fail_fast)
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from rich.console import Console
 
     console = Console(highlight=False)
     console.print("loading torch and the model …", style="dim")
+    from trainscope.cli.monitor import Monitor
     from trainscope.cli.progress import ProgressDisplay
     from trainscope.trainer.train import train
 
-    with ProgressDisplay(console) as display:
-        finished = train(resolved, out=out, resume=resume, callbacks=[display])
+    with ProgressDisplay(console) as display, Monitor(display.finding, stop_on) as monitor:
+        watching = [display, monitor] if resolved.config.audit.live else [display]
+        finished = train(resolved, out=out, resume=resume, callbacks=watching)
     console.print(f"{finished.status} at step {finished.step}", markup=False)
     if finished.status == "interrupted":
         console.print(f"saved {finished.checkpoint.name}; to go on:", markup=False)
@@ -62,22 +78,46 @@ def run(
         command = f"trainscope run {config}{sets} --resume {finished.run.path}"
         console.print(f"    {command}", markup=False, soft_wrap=True)
     try:
-        code = 0 if no_audit else _audit(finished.run.path, fail_on)
+        code = 0 if no_audit else _audit(finished.run.path, fail_on, stop_on)
     finally:
         # Whatever came of the audit, the training is done.
         _say_how_to_use(finished, resolved, console)
         typer.echo(str(finished.run.path))
-    raise typer.Exit(130 if finished.status == "interrupted" else code)
+    if finished.status == "interrupted":
+        code = 1 if monitor.stopped_by else 130
+    raise typer.Exit(code)
 
 
-def _audit(run: Path, fail_on: str) -> int:
+def _stop_on(resolved: ResolvedConfig, asked: str | None) -> FailFast | None:
+    """What stops the training: `--fail-fast`, else `audit.on_finding`."""
+    from trainscope.cli.auditing import FailFast, fail_fast
+    from trainscope.engine.loader import load_rules
+
+    section = resolved.config.audit
+    if asked is None:
+        return FailFast(section.fail_on) if section.on_finding == "stop" else None
+    if not section.live:
+        raise ConfigError(f"--fail-fast {asked} with audit.live = false: nobody looks while it trains")
+    return fail_fast(asked, load_rules()[0])
+
+
+def _train_along(resolved: ResolvedConfig, out: Path | None, resume: str | None) -> NoReturn:
+    """One of several processes, but not the first: it trains, and leaves the talking to the first."""
+    from trainscope.trainer.train import train
+
+    finished = train(resolved, out=out, resume=resume)
+    raise typer.Exit(130 if finished.status == "interrupted" else 0)
+
+
+def _audit(run: Path, fail_on: str, stop_on: FailFast | None) -> int:
     from trainscope.cli.auditing import audit_run, show, write_reports
     from trainscope.engine.audit import exit_code
 
     report = audit_run(run)
     write_reports(report, run, {name: run / f"report.{name}" for name in ("json", "html")})
     show(report, run)
-    return exit_code(report, fail_on)
+    fatal = stop_on is not None and any(stop_on.matches(one.code, one.severity) for one in report.findings)
+    return exit_code(report, fail_on) or int(fatal)
 
 
 def _say_how_to_use(finished: Finished, resolved: ResolvedConfig, console: Console) -> None:
@@ -94,5 +134,5 @@ def _say_how_to_use(finished: Finished, resolved: ResolvedConfig, console: Conso
         average = weights_path(finished.checkpoint, method, "ema")
         console.print(f"Their average (EMA): {average}", markup=False, soft_wrap=True)
     console.print("To use them:", markup=False)
-    hint = usage_hint(method, weights, finished.inpainting, str(finished.model))
+    hint = usage_hint(method, weights, finished.inpainting, str(finished.model), sdxl=finished.sdxl)
     console.print(textwrap.indent(hint, "    "), markup=False, soft_wrap=True)

@@ -29,6 +29,7 @@ APPLIED = frozenset(
         "train.gradient_checkpointing",
         "train.loss",
         "train.huber_delta",
+        "train.parallel",
         "model.tokenizer",
         "lora.dropout",
         "precision.base",

@@ -58,12 +58,12 @@ class DataSection(Section):
     cache_latents: Cache = "memory"
     """Where encoded images are kept: in memory, also on disk for the next run, or encoded anew at every visit."""
     cache_text: Cache = "memory"
-    """Likewise for encoded captions; a text encoder that is trained encodes them at every visit whatever this says."""
-    cache_dir: str | None = None
+    """Likewise for encoded captions; where the text encoder is trained or captions are shuffled, each visit encodes."""
+    cache_dir: Annotated[str | None, Field(examples=["cache"])] = None
     """Folder of the caches on disk, relative to the configuration; the user's cache folder if not given."""
     validation_split: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     """Share of the images held out to measure what is learned; 0 measures on training images."""
-    mask_dir: str | None = None
+    mask_dir: Annotated[str | None, Field(examples=["masks"])] = None
     """Inpainting: folder of masks (white is repainted), named like the images; random masks if not given."""
     on_corrupt: Literal["fail", "skip"] = "fail"
     """What to do about an image that cannot be read."""

@@ -1,4 +1,4 @@
-"""The configuration's models as text: for `trainscope config show` and `trainscope init`.
+"""The configuration's models as rows of text, for whoever explains a key.
 
 Nothing is said here of any key: it all comes from the models.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TypeGuard
 
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
@@ -19,30 +19,80 @@ from trainscope.config.optimizer import OPTIMIZERS
 from trainscope.config.section import Section
 from trainscope.toml import toml_value
 
+REQUIRED, NOT_SET = "required", "not set"
+
 
 @dataclass(frozen=True)
 class Key:
-    """A key of cfg.toml; `default` is a TOML value, or says that the key is required or not set."""
+    """A key of cfg.toml: `default` is a TOML value, `REQUIRED` or `NOT_SET`, `example` a TOML value where there is one.
+
+    `optimizers` are the types that have it, where not all do.
+    """
 
     key: str
     type: str
     default: str
     meaning: str
+    example: str | None = None
+    optimizers: tuple[str, ...] = ()
+
+    @property
+    def has_no_default(self) -> bool:
+        return self.default in (REQUIRED, NOT_SET)
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition(".")[2]
+
+    @property
+    def section(self) -> str:
+        return self.key.rpartition(".")[0]
 
 
 def describe() -> Iterator[Key]:
-    """Every key, section by section; those of one optimizer only are marked with its type."""
+    """Every key, section by section. What several optimizers have alike is one row, and what differs is several."""
     for section, model in sections():
-        for name, field in model.model_fields.items():
-            if is_section(field.annotation):
-                continue  # it comes by itself
-            owner = f" ({model.model_fields['type'].default})" if section == "optimizer" and name != "type" else ""
+        if section != "optimizer":
+            yield from describe_section(section, model)
+        elif model is OPTIMIZERS["adamw"]:
+            yield from _describe_optimizers()
+
+
+def describe_section(section: str, model: type[Section]) -> Iterator[Key]:
+    """The keys of a section itself, those of sections inside it left out."""
+    for name, field in model.model_fields.items():
+        if not is_section(field.annotation):
             yield Key(
                 key=f"{section}.{name}",
                 type=_type(field),
                 default=_default(field),
-                meaning=" ".join((field.description or "").split()) + owner,
+                meaning=" ".join((field.description or "").split()),
+                example=toml_value(field.examples[0]) if field.examples else None,
             )
+
+
+def describe_optimizer(kind: str) -> list[Key]:
+    """The keys of one optimizer."""
+    return list(describe_section("optimizer", OPTIMIZERS[kind]))
+
+
+def optimizer_meanings() -> dict[str, str]:
+    """What each optimizer is, by its type."""
+    return {kind: heading(model) for kind, model in OPTIMIZERS.items()}
+
+
+def _describe_optimizers() -> Iterator[Key]:
+    kinds = tuple(OPTIMIZERS)
+    yield Key("optimizer.type", " | ".join(kinds), toml_value(kinds[0]), "Which optimizer.")
+    owners: dict[Key, list[str]] = {}
+    for kind in kinds:
+        for row in describe_optimizer(kind):
+            if row.name != "type":
+                owners.setdefault(row, []).append(kind)
+    names = list(dict.fromkeys(row.key for row in owners))
+    for row in sorted(owners, key=lambda row: names.index(row.key)):
+        everywhere = len(owners[row]) == len(kinds)
+        yield replace(row, optimizers=() if everywhere else tuple(owners[row]))
 
 
 def sections() -> Iterator[tuple[str, type[Section]]]:
@@ -62,76 +112,54 @@ def is_section(kind: Any) -> TypeGuard[type[Section]]:
     return isinstance(kind, type) and issubclass(kind, Section)
 
 
+def heading(model: type[Section]) -> str:
+    """What a section is about, in a line."""
+    return (model.__doc__ or "").partition("\n\n")[0].replace("\n", " ").strip()
+
+
 def nearest(key: str) -> str | None:
     """A suggestion for a misspelt key."""
     close = difflib.get_close_matches(key, [row.key for row in describe()], n=1)
     return f"did you mean {close[0]}?" if close else None
 
 
-def template() -> str:
-    """A commented cfg.toml: every section, the keys that have a default commented out."""
-    parts = ["# A training for trainscope. `trainscope config show KEY` explains a key.", ""]
-    for section, model in sections():
-        if section == "optimizer" and model is not OPTIMIZERS["adamw"]:
-            continue
-        parts += [f"# {model.__doc__.splitlines()[0] if model.__doc__ else ''}", f"[{section}]"]
-        for name, field in model.model_fields.items():
-            if is_section(field.annotation):
-                continue
-            meaning = " ".join((field.description or "").split())
-            given = _EXAMPLES.get(f"{section}.{name}")
-            default = _default(field)
-            value = given or (default if default not in ("required", "not set") else "…")
-            parts.append(f"{'' if given else '# '}{name} = {value}  # {meaning}")
-        parts.append("")
-    return "\n".join(parts)
-
-
-_EXAMPLES = {
-    "model.base": '"tiny:sd15"',
-    "train.steps": "300",
-    "train.batch_size": "4",
-    "data.dir": '"images"',
-    "data.resolution": "64",
-}
-"""What `init` fills in, so that its configuration runs as it is."""
-
-
 def _type(field: FieldInfo) -> str:
-    kind: Any = field.annotation
-    schema = TypeAdapter(kind).json_schema()
-    text = _schema_type(schema)
-    bounds = [f"{_SIGNS[key]} {value:g}" for limit in field.metadata for key, value in _bounds(limit)]
-    return f"{text} {', '.join(bounds)}".strip()
+    kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return _schema_type(TypeAdapter(kind).json_schema())
 
 
-_SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "multiple of"}
-
-
-def _bounds(limit: Any) -> Iterator[tuple[str, float]]:
-    for key in _SIGNS:
-        value = getattr(limit, key, None)
-        if isinstance(value, int | float):
-            yield key, value
+_BOUNDS = {
+    "exclusiveMinimum": ">",
+    "minimum": "≥",
+    "exclusiveMaximum": "<",
+    "maximum": "≤",
+    "multipleOf": "multiple of",
+}
 
 
 def _schema_type(schema: dict[str, Any]) -> str:
+    """A JSON Schema in a few words."""
     if "enum" in schema:
         return " | ".join(str(value) for value in schema["enum"])
     if "const" in schema:
         return str(schema["const"])
     if "anyOf" in schema:
         return " | ".join(_schema_type(part) for part in schema["anyOf"] if part.get("type") != "null")
+    if "prefixItems" in schema:
+        return f"{len(schema['prefixItems'])} of {_schema_type(schema['prefixItems'][0])}"
     if schema.get("type") == "array":
-        return f"list of {_schema_type(schema.get('items', {'type': 'number'}))}"
+        return f"list of {_schema_type(schema['items'])}"
     if schema.get("type") == "object":
         return "table"
-    return str(schema.get("type", "value"))
+    bounds = ", ".join(f"{sign} {_number(schema[name])}" for name, sign in _BOUNDS.items() if name in schema)
+    return f"{schema['type']} {bounds}".strip()
+
+
+def _number(value: float) -> str:
+    return "2^63" if value == 2**63 else f"{value:g}"
 
 
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
-        return "{}" if field.default_factory else "required"
-    if field.default is None:
-        return "not set"
-    return toml_value(field.default)
+        return "{}" if field.default_factory else REQUIRED
+    return NOT_SET if field.default is None else toml_value(field.default)

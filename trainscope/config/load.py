@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from trainscope.config.combinations import impossible_combinations
 from trainscope.config.model import RunConfig
-from trainscope.config.optimizer import OPTIMIZERS
+from trainscope.config.optimizer import OPTIMIZERS, explain_foreign_key, explain_type
 from trainscope.errors import ConfigError
 
 Origin = Literal["default", "file", "cli", "derived"]
@@ -142,16 +142,16 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[last] = value
 
 
-def _merged(problems: Iterable[str]) -> list[str]:
-    """The branches of a union fail one by one: "key = value: a", "key = value: b" → "key = value: a; or b"."""
+def _merged(problems: Iterable[tuple[str, str]]) -> list[str]:
+    """The branches of a union fail one by one: ("key = value", "a"), ("key = value", "b") → "key = value: a; or b"."""
     merged: dict[str, list[str]] = {}
-    for problem in problems:
-        subject, _, reason = problem.partition(": ")
+    for subject, reason in problems:
         merged.setdefault(subject, []).append(reason)
     return [f"{subject}: {'; or '.join(dict.fromkeys(reasons))}" for subject, reasons in merged.items()]
 
 
-def _problem(detail: ErrorDetails, tree: dict[str, Any]) -> str:
+def _problem(detail: ErrorDetails, tree: dict[str, Any]) -> tuple[str, str]:
+    """What is wrong, and why."""
     # The tag of a discriminated union stands in the location but not in the file.
     parts = [str(part) for part in detail["loc"]]
     if len(parts) > 1 and parts[0] == "optimizer" and parts[1] in OPTIMIZERS:
@@ -160,15 +160,16 @@ def _problem(detail: ErrorDetails, tree: dict[str, Any]) -> str:
     known = [part for part in parts if part.isidentifier() or part.isdigit() or part in _keys_in(tree)]
     key = ".".join(known)
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(key, tree)
+        return key, _unknown_key(key, tree)
     if detail["type"] == "missing":
-        return f"{key}: is required"
+        return key, "is required"
     if detail["type"] == "union_tag_invalid":
         found = tree.get("optimizer", {}).get("type")
-        near = _nearest(str(found), OPTIMIZERS)
-        return f"optimizer.type = {_shown(found)}: allowed are {', '.join(OPTIMIZERS)}{near}"
+        known_as = explain_type(found)
+        near = f"; {known_as}" if known_as else _nearest(str(found), OPTIMIZERS)
+        return f"optimizer.type = {_shown(found)}", f"allowed are {', '.join(OPTIMIZERS)}{near}"
     reason = _REASONS.get(detail["type"]) or f"{detail['msg'][0].lower()}{detail['msg'][1:]}"
-    return f"{key} = {_shown(detail['input'])}: {reason}"
+    return f"{key} = {_shown(detail['input'])}", reason
 
 
 _REASONS = {
@@ -176,6 +177,8 @@ _REASONS = {
     "model_attributes_type": "expected a section with keys",
     "dict_type": "expected a section with keys",
     "tuple_type": "expected a list",
+    "too_short": "has too few entries",
+    "too_long": "has too many entries",
     "finite_number": "expected a finite number",
 }
 """pydantic speaks of Python's types; a configuration has TOML's."""
@@ -184,16 +187,15 @@ _REASONS = {
 def _unknown_key(key: str, tree: dict[str, Any]) -> str:
     section, _, name = key.rpartition(".")
     if section == "optimizer":
-        owners = [kind for kind, model in OPTIMIZERS.items() if name in model.model_fields]
-        if owners:
-            chosen = tree.get("optimizer", {}).get("type", "adamw")
-            return f"{key}: belongs to optimizer.type = {' or '.join(owners)}, and this run's is {chosen}"
+        foreign = explain_foreign_key(name, str(tree.get("optimizer", {}).get("type", "adamw")))
+        if foreign:
+            return foreign
     keys = list(all_keys())
     same_name = [known for known in keys if known.rpartition(".")[2] == name]
     near = _nearest(key, [*keys, *RunConfig.model_fields])
     if same_name and section not in {known.rpartition(".")[0] for known in same_name}:
         near = f"; did you mean {' or '.join(same_name)}?"
-    return f"{key}: unknown key{near}"
+    return f"unknown key{near}"
 
 
 def all_keys() -> Iterator[str]:

@@ -6,22 +6,23 @@ follow from these models. Knows nothing of how a key is carried out.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from trainscope.config.data import DataSection
+from trainscope.config.data import DataSection, Side
 from trainscope.config.noise import NoiseSection
 from trainscope.config.optimizer import AdamW, Optimizer
 from trainscope.config.section import Section
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 Level = Literal["error", "warning", "info", "never"]
-Tables = Annotated[tuple[Literal["tensors", "ema", "adapters"], ...], Field(strict=False)]
+Tables = Annotated[tuple[Literal["tensors", "ema", "adapters", "batches"], ...], Field(strict=False)]
 Sampler = Literal[
     "ddim", "ddpm", "pndm", "lms", "euler", "euler-a", "heun", "dpm2", "dpm2-a", "dpm++ 2m", "dpm++ 2m karras",
     "dpm++ sde", "dpm++ 2m sde", "unipc", "lcm",
 ]  # fmt: skip
+Rank = Annotated[int, Field(ge=1, le=65536)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists, not tuples
 
 
@@ -43,7 +44,7 @@ class ModelSection(Section):
 
     base: str
     """tiny:sd15, tiny:sd15-inpainting, tiny:sd2-v, tiny:sdxl, a diffusers folder, a .safetensors file, or a hub id."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, Field(examples=["clip-vit-large-patch14"])] = None
     """Folder with the tokenizer of a single-file model (and tokenizer_2 for SDXL); else the hub's cache is searched."""
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = "auto"
     """What the UNet predicts; auto takes what the model says of itself."""
@@ -51,8 +52,12 @@ class ModelSection(Section):
     """Rescale the noise schedule so that its last timestep is pure noise; sensible with v_prediction only."""
     clip_skip: PositiveInt = 1
     """Take the text encoder's output from this layer, counted from the end: 1 is the last one."""
-    vae: str | None = None
+    vae: Annotated[str | None, Field(examples=["stabilityai/sd-vae-ft-mse"])] = None
     """Another VAE: a diffusers folder, a .safetensors file, or a hub id."""
+
+    def sources(self) -> dict[str, Any]:
+        """What is loaded: every key but `clip_skip`, which is about how it is used."""
+        return self.model_dump(exclude={"clip_skip"})
 
 
 class TrainSection(Section):
@@ -62,9 +67,9 @@ class TrainSection(Section):
     """Train LoRA adapters, or all weights."""
     parts: Annotated[tuple[Literal["unet", "text_encoder"], ...], Field(strict=False, min_length=1)] = ("unet",)
     """What is trained; text_encoder stands for both text encoders of SDXL."""
-    steps: PositiveInt | None = None
+    steps: Annotated[PositiveInt | None, Field(examples=[1000])] = None
     """Optimizer steps. Give this or `epochs`."""
-    epochs: PositiveInt | None = None
+    epochs: Annotated[PositiveInt | None, Field(examples=[10])] = None
     """Passes over the training samples. Give this or `steps`."""
     batch_size: PositiveInt = 1
     """Samples in a forward pass."""
@@ -74,16 +79,18 @@ class TrainSection(Section):
     """Clip the gradient to this norm; 0 switches clipping off."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, less memory."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Several processes: each has all weights, or a share of them; auto is ddp unless the launcher asks for fsdp."""
     loss: Literal["mse", "huber"] = "mse"
-    """Squared error, or an error that is linear beyond huber_delta and minds outliers less."""
+    """Squared error, or one that turns linear about huber_delta and minds outliers less (pseudo-Huber)."""
     huber_delta: PositiveFloat = 0.1
-    """Error from which the Huber loss is linear."""
+    """Error about which the Huber loss turns from squared to linear."""
 
 
 class LoraSection(Section):
     """The adapters of `train.method = "lora"`."""
 
-    rank: Annotated[int, Field(ge=1, le=65536)] = 16
+    rank: Rank = 16
     """Rank of every adapter."""
     alpha: PositiveFloat = 16.0
     """The adapter's output is multiplied by alpha / rank."""
@@ -93,11 +100,11 @@ class LoraSection(Section):
     """Endings of the names of the UNet's modules to adapt."""
     text_encoder_targets: Names = ("q_proj", "k_proj", "v_proj", "out_proj")
     """Endings of the names of the text encoder's modules to adapt, if it is trained."""
-    conv_rank: Annotated[int, Field(ge=1, le=65536)] | None = None
+    conv_rank: Annotated[Rank | None, Field(examples=[8])] = None
     """Adapt the UNet's 3×3 convolutions too, at this rank."""
-    conv_alpha: PositiveFloat | None = None
+    conv_alpha: Annotated[PositiveFloat | None, Field(examples=[8.0])] = None
     """Their alpha; `lora.alpha` if not given."""
-    init_from: str | None = None
+    init_from: Annotated[str | None, Field(examples=["lora.safetensors"])] = None
     """LoRA file, or a checkpoint's folder, whose weights to start from with a fresh optimizer."""
 
 
@@ -163,7 +170,7 @@ class CheckpointSection(Section):
     """How many checkpoints to keep; 0 keeps all."""
     save_state: bool = True
     """Save optimizer, EMA and random states too; without them a resume begins with a fresh optimizer."""
-    resume: str | None = None
+    resume: Annotated[str | None, Field(examples=["latest"])] = None
     """Go on from a checkpoint: "latest" of the runs of this name, or the path of a run or a checkpoint."""
 
 
@@ -178,20 +185,20 @@ class SampleSection(Section):
     """What the images should not show."""
     sampler: Sampler = "ddim"
     """Sampler."""
-    steps: PositiveInt = 20
-    """Steps of the sampler."""
+    steps: Annotated[int, Field(ge=1, le=500)] = 20
+    """Steps of the sampler; with lcm at most 50."""
     guidance: NonNegativeFloat = 5.0
     """Classifier-free guidance scale; up to 1 there is none."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Seed of the images' noise."""
-    width: Annotated[int, Field(ge=16, le=4096, multiple_of=8)] | None = None
+    width: Annotated[Side | None, Field(examples=[512])] = None
     """Width in pixels; the training resolution if not given."""
-    height: Annotated[int, Field(ge=16, le=4096, multiple_of=8)] | None = None
+    height: Annotated[Side | None, Field(examples=[512])] = None
     """Height in pixels; the training resolution if not given."""
 
 
 class EvalSection(Section):
-    """The loss on held-out images with fixed noise and timesteps: what the run really learned."""
+    """The mean squared error on held-out images, with fixed plain noise and timesteps: what the run really learned."""
 
     every_steps: Literal["auto"] | NonNegativeInt = "auto"
     """Optimizer steps between evaluations; 0 makes none; auto makes about ten in a run."""
@@ -206,15 +213,19 @@ class ProbesSection(Section):
     """Optimizer steps between looks at every tensor; auto takes the densest that keeps to the budget."""
     budget: Annotated[float, Field(gt=0, le=1)] = 0.02
     """Share of the training time that probes may take when `every` is auto."""
-    tables: Tables = ("tensors", "ema", "adapters")
-    """Which per-tensor tables to record; the others cost nothing and are always complete."""
+    tables: Tables = ("tensors", "ema", "adapters", "batches")
+    """Which tables to record that take looks; the others cost nothing and are always complete."""
 
 
 class AuditSection(Section):
-    """What the audit of this run fails on, and which thresholds differ."""
+    """What the audit of this run fails on, whether it is looked at while it trains, and which thresholds differ."""
 
     fail_on: Level = "error"
     """The mildest finding that makes `trainscope audit` exit with 1."""
+    live: bool = True
+    """Let `trainscope run` ask the rules that can tell so early while it trains, in a process of its own."""
+    on_finding: Literal["continue", "stop"] = "continue"
+    """What a finding while it trains does if it is one of `fail_on`: nothing more, or save and stop (exit code 1)."""
     thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Thresholds of rules, as [audit.thresholds.CODE] name = value."""
 

@@ -23,10 +23,10 @@ class NoiseSection(Section):
     """Factor from one of those coarser noises to the next."""
     input_perturbation: NonNegativeFloat = 0.0
     """Extra noise in the input that the target does not know of, by this factor. About 0.1."""
-    min_snr_gamma: PositiveFloat | None = None
-    """Weigh timesteps by min(SNR, gamma), so that the easy ones do not dominate; 5 is usual."""
+    min_snr_gamma: Annotated[PositiveFloat | None, Field(examples=[5.0])] = None
+    """Weigh errors of the picture by min(SNR, gamma), so that the easy timesteps do not dominate; 5 is usual."""
     debiased: bool = False
-    """Weigh timesteps by 1/√SNR, SNR at most 1000 (debiased estimation)."""
+    """Weigh errors of the noise by 1/√SNR, SNR at most 1000, and those of the velocity to match (debiased estimation)."""
     timestep_sampling: Literal["uniform", "logit-normal"] = "uniform"
     """How timesteps are drawn: all alike, or mostly from the middle."""
     logit_mean: float = 0.0

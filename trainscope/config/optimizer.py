@@ -5,147 +5,152 @@ Knows nothing of the classes that do the optimizing.
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from trainscope.config.section import Section
+from trainscope.config.optimizers.estimating import (
+    DAdaptAdaGrad,
+    DAdaptAdam,
+    DAdaptAdamPreprint,
+    DAdaptAdan,
+    DAdaptAdanIP,
+    DAdaptLion,
+    DAdaptSGD,
+    Prodigy,
+)
+from trainscope.config.optimizers.schedulefree import AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree
+from trainscope.config.optimizers.shared import ByComponent, Estimated, OptimizerSection
+from trainscope.config.optimizers.usual import (
+    Adafactor,
+    AdamW,
+    AdamW8bit,
+    Lion,
+    Lion8bit,
+    PagedAdamW8bit,
+    PagedLion8bit,
+    SGDNesterov,
+    SGDNesterov8bit,
+)
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]  # TOML has lists, not tuples
-PositiveBeta = Annotated[float, Field(gt=0, lt=1)]
-InnerBetas = Annotated[tuple[PositiveBeta, Beta], Field(strict=False)]
-"""Schedule-Free divides by the first."""
-
-
-class AdamW(Section):
-    """torch.optim.AdamW."""
-
-    type: Literal["adamw"] = "adamw"
-    """Which optimizer."""
-    lr: NonNegativeFloat = 1e-4
-    """Learning rate."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Decoupled weight decay."""
-    betas: Betas = (0.9, 0.999)
-    """Decay of the first and of the second moment."""
-    eps: PositiveFloat = 1e-8
-    """Added to the denominator."""
-
-
-class AdamW8bit(Section):
-    """bitsandbytes.optim.AdamW8bit: AdamW whose moments are kept in 8 bits, block by block."""
-
-    type: Literal["adamw8bit"] = "adamw8bit"
-    """Which optimizer."""
-    lr: NonNegativeFloat = 1e-4
-    """Learning rate."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Decoupled weight decay."""
-    betas: Betas = (0.9, 0.999)
-    """Decay of the first and of the second moment."""
-    eps: PositiveFloat = 1e-8
-    """Added to the denominator."""
-    min_8bit_size: PositiveInt = 4096
-    """Tensors with fewer elements keep their moments in 32 bits."""
-
-
-class Lion(Section):
-    """lion_pytorch.Lion: steps by the sign of a moment; wants a learning rate some 3 to 10 times below AdamW's."""
-
-    type: Literal["lion"] = "lion"
-    """Which optimizer."""
-    lr: PositiveFloat = 3e-5
-    """Learning rate."""
-    weight_decay: NonNegativeFloat = 0.1
-    """Decoupled weight decay."""
-    betas: Betas = (0.9, 0.99)
-    """Weight of the moment in the step, and its decay."""
-
-
-class AdamWScheduleFree(Section):
-    """schedulefree.AdamWScheduleFree: averages in place of a schedule; `scheduler.warmup` is its warmup."""
-
-    type: Literal["adamw-schedulefree"] = "adamw-schedulefree"
-    """Which optimizer."""
-    lr: PositiveFloat = 2.5e-3
-    """Learning rate; 1 to 10 times AdamW's."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Decoupled weight decay, taken at y."""
-    betas: InnerBetas = (0.9, 0.999)
-    """Place of y between z and x, and decay of the second moment."""
-    eps: PositiveFloat = 1e-8
-    """Added to the denominator."""
-    r: NonNegativeFloat = 0.0
-    """Weigh the k-th iterate in the average by k to this power."""
-    weight_lr_power: NonNegativeFloat = 2.0
-    """Weigh an iterate by its learning rate to this power, which leaves the warmup out."""
-
-
-class RAdamScheduleFree(Section):
-    """schedulefree.RAdamScheduleFree: Schedule-Free with a rectified warmup of its own."""
-
-    type: Literal["radam-schedulefree"] = "radam-schedulefree"
-    """Which optimizer."""
-    lr: PositiveFloat = 2.5e-3
-    """Learning rate; 1 to 10 times AdamW's."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Decoupled weight decay, taken at y."""
-    betas: InnerBetas = (0.9, 0.999)
-    """Place of y between z and x, and decay of the second moment."""
-    eps: PositiveFloat = 1e-8
-    """Added to the denominator."""
-    r: NonNegativeFloat = 0.0
-    """Weigh the k-th iterate in the average by k to this power."""
-    weight_lr_power: NonNegativeFloat = 2.0
-    """Weigh an iterate by its learning rate to this power, which leaves the warmup out."""
-    silent_sgd_phase: bool = True
-    """Stand still in the first steps, where the second moment says nothing yet, instead of stepping by the gradient."""
-
-
-class Prodigy(Section):
-    """prodigyopt.Prodigy: estimates its own step size `d`; `lr` only multiplies it and is normally 1."""
-
-    type: Literal["prodigy"] = "prodigy"
-    """Which optimizer."""
-    lr: PositiveFloat = 1.0
-    """Multiplies the estimated step size; leave it at 1."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Weight decay."""
-    betas: Betas = (0.9, 0.999)
-    """Decay of the first and of the second moment."""
-    beta3: Beta | None = None
-    """Decay of the step size estimate; the square root of the second beta if not given."""
-    eps: PositiveFloat = 1e-8
-    """Added to the denominator, times d."""
-    decouple: bool = True
-    """Decoupled (AdamW) weight decay."""
-    use_bias_correction: bool = False
-    """Adam's bias correction."""
-    safeguard_warmup: bool = False
-    """Keep lr out of the estimate's denominator while it warms up."""
-    d0: PositiveFloat = 1e-6
-    """The step size that the estimate starts from."""
-    d_coef: PositiveFloat = 1.0
-    """Multiplies the estimate."""
-    growth_rate: Annotated[float, Field(gt=1, allow_inf_nan=True)] = math.inf
-    """The largest factor that d may grow by in a step."""
-    slice_p: PositiveInt = 1
-    """Use every n-th element for the estimate."""
-
-
-Optimizer = Annotated[
-    AdamW | AdamW8bit | Lion | Prodigy | AdamWScheduleFree | RAdamScheduleFree, Field(discriminator="type")
+__all__ = [
+    "OPTIMIZERS",
+    "PAGED",
+    "SCHEDULE_FREE",
+    "WARMED_UP",
+    "Adafactor",
+    "AdamW",
+    "AdamW8bit",
+    "AdamWScheduleFree",
+    "DAdaptAdaGrad",
+    "DAdaptAdam",
+    "DAdaptAdamPreprint",
+    "DAdaptAdan",
+    "DAdaptAdanIP",
+    "DAdaptLion",
+    "DAdaptSGD",
+    "Lion",
+    "Lion8bit",
+    "Optimizer",
+    "PagedAdamW8bit",
+    "PagedLion8bit",
+    "Prodigy",
+    "RAdamScheduleFree",
+    "SGDNesterov",
+    "SGDNesterov8bit",
+    "SGDScheduleFree",
+    "component_lr",
+    "explain_foreign_key",
+    "explain_type",
 ]
 
-OPTIMIZERS: dict[str, type[Section]] = {
+Optimizer = Annotated[
+    AdamW
+    | AdamW8bit
+    | PagedAdamW8bit
+    | Lion
+    | Lion8bit
+    | PagedLion8bit
+    | SGDNesterov
+    | SGDNesterov8bit
+    | DAdaptAdam
+    | DAdaptAdamPreprint
+    | DAdaptAdaGrad
+    | DAdaptAdan
+    | DAdaptAdanIP
+    | DAdaptLion
+    | DAdaptSGD
+    | Adafactor
+    | Prodigy
+    | AdamWScheduleFree
+    | RAdamScheduleFree
+    | SGDScheduleFree,
+    Field(discriminator="type"),
+]
+
+OPTIMIZERS: dict[str, type[OptimizerSection]] = {
     "adamw": AdamW,
     "adamw8bit": AdamW8bit,
+    "paged-adamw8bit": PagedAdamW8bit,
     "lion": Lion,
+    "lion8bit": Lion8bit,
+    "paged-lion8bit": PagedLion8bit,
+    "sgd-nesterov": SGDNesterov,
+    "sgd-nesterov8bit": SGDNesterov8bit,
+    "dadapt-adam": DAdaptAdam,
+    "dadapt-adam-preprint": DAdaptAdamPreprint,
+    "dadapt-adagrad": DAdaptAdaGrad,
+    "dadapt-adan": DAdaptAdan,
+    "dadapt-adan-ip": DAdaptAdanIP,
+    "dadapt-lion": DAdaptLion,
+    "dadapt-sgd": DAdaptSGD,
+    "adafactor": Adafactor,
     "prodigy": Prodigy,
     "adamw-schedulefree": AdamWScheduleFree,
     "radam-schedulefree": RAdamScheduleFree,
+    "sgd-schedulefree": SGDScheduleFree,
 }
-SCHEDULE_FREE = (AdamWScheduleFree, RAdamScheduleFree)
+SCHEDULE_FREE = (AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree)
 """Optimizers that step at y, and whose weights for use are at x."""
+WARMED_UP = (AdamWScheduleFree, SGDScheduleFree)
+"""Those of them that are told of `scheduler.warmup` and do it themselves."""
+PAGED = (PagedAdamW8bit, PagedLion8bit)
+"""Optimizers whose state gives way to the computer's memory."""
+
+
+def component_lr(section: OptimizerSection, component: str) -> float:
+    """The learning rate of a component: unet, text_encoder, text_encoder_2."""
+    if not isinstance(section, ByComponent):
+        return section.lr
+    own = section.unet_lr if component == "unet" else section.text_encoder_lr
+    return section.lr if own is None else own
+
+
+def explain_type(found: object) -> str | None:
+    """What a name of another trainer stands for here; None for one that is not known."""
+    plain = _plain(found)
+    if plain == "dadaptation":
+        return "kohya's DAdaptation is dadapt-adam-preprint; its successor is dadapt-adam"
+    kind = next((kind for kind in OPTIMIZERS if _plain(kind) == plain), None)
+    return f"did you mean {kind}?" if kind else None
+
+
+def explain_foreign_key(name: str, kind: str) -> str | None:
+    """Whose key it is that the optimizer `kind` does not have, and why; None for one that no optimizer has."""
+    owners = [owner for owner, model in OPTIMIZERS.items() if name in model.model_fields]
+    if not owners:
+        return None
+    if name in ByComponent.model_fields and issubclass(OPTIMIZERS.get(kind, OptimizerSection), Estimated):
+        return f"{kind} estimates one step size for all trained weights, so they have one rate, optimizer.lr"
+    named = owners if len(owners) <= _NAMED else owners[: _NAMED - 1]
+    more = f" and {len(owners) - len(named)} more" if len(owners) > len(named) else ""
+    told = f"{', '.join(named)}{more}" if more else " or ".join(named)
+    return f"belongs to optimizer.type = {told}, and this run's is {kind}"
+
+
+_NAMED = 4
+"""So many owners of a key are told by name."""
+
+
+def _plain(name: object) -> str:
+    return "".join(letter for letter in str(name).lower() if letter.isalnum())

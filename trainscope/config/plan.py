@@ -6,8 +6,10 @@ Preflight judges by them before the run, the trainer carries them out. Knows not
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from trainscope.config.buckets import batches_per_epoch
 from trainscope.config.model import RunConfig
 
 
@@ -18,11 +20,11 @@ class Plan:
     samples: int
     """Training samples."""
     batches_per_epoch: int
-    """Forward passes in a pass over the samples."""
+    """Forward passes in an epoch, which visits each sample `data.repeats` times."""
     steps: int
     """Optimizer steps."""
     epochs: float
-    """Passes over the samples."""
+    """Epochs."""
     seen_per_sample: float
     """How often each sample is seen."""
     warmup_steps: int
@@ -39,10 +41,14 @@ class Plan:
         return {f"plan.{name}": value for name, value in asdict(self).items()}
 
 
-def plan_run(config: RunConfig, samples: int) -> Plan:
-    """Work out the plan for a number of training samples (at least 1)."""
-    train = config.train
-    batches = math.ceil(samples / train.batch_size)
+def plan_run(config: RunConfig, samples: int, *, buckets: Sequence[int] | None = None, processes: int = 1) -> Plan:
+    """Work out the plan for a number of training samples (at least 1).
+
+    `buckets` says how many of them each aspect-ratio bucket has; None puts all into one.
+    """
+    train, repeats = config.train, config.data.repeats
+    counts = (samples,) if buckets is None else buckets
+    batches = batches_per_epoch(counts, train.batch_size * processes, repeats=repeats)
     if train.steps is not None:
         steps = train.steps
     else:
@@ -55,7 +61,7 @@ def plan_run(config: RunConfig, samples: int) -> Plan:
         batches_per_epoch=batches,
         steps=steps,
         epochs=epochs,
-        seen_per_sample=epochs,
+        seen_per_sample=epochs * repeats,
         warmup_steps=round(warmup * steps) if warmup < 1 else round(warmup),
         ema_updates=updates,
         ema_initial_weight=ema_initial_weight(updates, config) if config.ema.enabled else None,

@@ -81,7 +81,7 @@ def _ask(
     if stage == "run" and "run" not in rule.header.stages and not source.resumed:
         return "not_applicable", "the run was not resumed", []
     try:
-        if (stop := obstacle(rule.header, config, coverage)) is not None:
+        if (stop := obstacle(rule.header, config, coverage, planned=stage == "preflight")) is not None:
             return (*stop, [])
         hits = find_hits(source, rule.sql, thresholds, replace(DEFAULT_LIMITS, seconds=timeout))
     except RuleError as error:

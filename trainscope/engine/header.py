@@ -156,6 +156,12 @@ class RuleHeader(Strict):
     applies: dict[str, Condition] = {}
     explains: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = Field(min_length=1)
+    live: float | None = Field(default=None, ge=0, lt=1)
+    """For rules that are asked while the run goes on, too: the share of its steps after the warmup that must be done.
+
+    What has fired by then must stand at the end of the run. 0, from the first step on, is for what no later step can
+    take back.
+    """
     since: str
     thresholds: dict[str, Threshold] = {}
     remedies: tuple[RemedySpec, ...] = ()
@@ -192,6 +198,12 @@ class RuleHeader(Strict):
             if not _IDENTIFIER.match(name):
                 raise ValueError(f"{name!r} cannot be a parameter of the query: use letters, digits and _")
         return thresholds
+
+    @model_validator(mode="after")
+    def _live_needs_a_run(self) -> Self:
+        if self.live is not None and not {"run", "resume"} & set(self.stages):
+            raise ValueError("live: only a rule of the stages run and resume can be asked while a run goes on")
+        return self
 
     @model_validator(mode="after")
     def _no_title_twice(self) -> Self:

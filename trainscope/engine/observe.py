@@ -11,6 +11,7 @@ from typing import Any, Literal
 from trainscope.engine.coverage import Seen, recorded_tables
 from trainscope.engine.header import Need, RuleHeader, shown_value
 from trainscope.engine.problems import did_you_mean
+from trainscope.runlog.tables import TABLES
 
 _CADENCE_KEYS = {
     "tensors": "probes.every",
@@ -23,9 +24,13 @@ _CADENCE_KEYS = {
 
 
 def obstacle(
-    header: RuleHeader, config: Mapping[str, Any], coverage: dict[str, Seen]
+    header: RuleHeader, config: Mapping[str, Any], coverage: dict[str, Seen], *, planned: bool = False
 ) -> tuple[Literal["not_applicable", "not_observable"], str] | None:
-    """Why the rule cannot be asked; None where it can."""
+    """Why the rule cannot be asked; None where it can.
+
+    Of a training that is only planned nothing is asked that a training measures: a rule for both stages warns by the
+    plan, and is confirmed or dismissed by what the run shows.
+    """
     unknown = [key for key in header.applies if key not in config]
     for key, condition in header.applies.items():
         if key not in unknown and not condition.matches(config[key]):
@@ -35,7 +40,8 @@ def obstacle(
             )
     if unknown:
         return "not_observable", _unknown_keys(unknown, config)
-    missing = _missing(header, coverage)
+    needs = {column: need for column, need in header.needs.items() if not (planned and _is_measured(column))}
+    missing = _missing(needs, coverage)
     return ("not_observable", "; ".join(missing)) if missing else None
 
 
@@ -46,10 +52,14 @@ def _unknown_keys(unknown: list[str], config: Mapping[str, Any]) -> str:
     return f"needs to know {keys}; the configuration of this run does not say"
 
 
-def _missing(header: RuleHeader, coverage: dict[str, Seen]) -> list[str]:
+def _is_measured(column: str) -> bool:
+    return "step" in TABLES[column.partition(".")[0]].schema.names
+
+
+def _missing(needs: Mapping[str, Need], coverage: dict[str, Seen]) -> list[str]:
     reasons: list[str] = []
     tables = recorded_tables(coverage)
-    for column, need in header.needs.items():
+    for column, need in needs.items():
         table, _, name = column.partition(".")
         seen = coverage.get(column) or Seen(table, name)
         if seen.table in tables:

@@ -7,14 +7,18 @@ empty, so that the rules that would need it say *not observable*.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trainscope.config.buckets import Size, bucket_sizes, nearest_bucket
+from trainscope.config.data import DataSection
 from trainscope.config.load import ResolvedConfig
 from trainscope.config.plan import plan_run
+from trainscope.engine.pictures import count_tags, least_tokens, picture_size
 from trainscope.engine.tables import TableSource, from_rows, key_value_rows
 from trainscope.errors import DataError
 
@@ -27,24 +31,63 @@ def preflight_source(resolved: ResolvedConfig) -> TableSource:
     """The tables of a training that has not begun. Raises `DataError` if there is no data to plan with."""
     config = resolved.config
     images = _images(resolved.resolve_path(config.data.dir))
+    sizes = [picture_size(image) for image in images]
     held_out = min(max(1, round(len(images) * config.data.validation_split)), len(images) - 1)
     train = len(images) - (held_out if config.data.validation_split else 0)
     values = {key: _plain(value) for key, value, _ in resolved.rows()}
-    values.update(plan_run(config, train).keys())
+    values.update(plan_run(config, train, buckets=_by_bucket(sizes, config.data, train)).keys())
     return from_rows(
         {
             "config": key_value_rows(values, "file"),
             "params": list(_params(resolved.resolve_path(config.model.base))),
-            "data": [{"sample": number, "path": image.name} for number, image in enumerate(images)],
+            "data": list(_samples(images, sizes, config.data)),
         }
     )
 
 
+def _by_bucket(sizes: list[Size | None], section: DataSection, train: int) -> list[int] | None:
+    """How many pictures each bucket trains on; None where their sizes are not all known.
+
+    Which ones are held out depends on what the files contain: here those of the fullest buckets are.
+    """
+    known = [size for size in sizes if size is not None]
+    if not section.buckets.enabled or len(known) < len(sizes):
+        return None
+    buckets = bucket_sizes(section)
+    counts = Counter(nearest_bucket(size, buckets) for size in known)
+    for _ in range(len(sizes) - train):
+        counts[max(counts, key=lambda bucket: counts[bucket])] -= 1
+    return [count for count in counts.values() if count]
+
+
+def _samples(images: list[Path], sizes: list[Size | None], section: DataSection) -> Iterator[dict[str, Any]]:
+    """The `data` table. Without the tokenizer tokens are counted by `least_tokens`: the fewest that there can be."""
+    buckets = bucket_sizes(section)
+    for number, (image, size) in enumerate(zip(images, sizes, strict=True)):
+        row: dict[str, Any] = {"sample": number, "path": image.name, "repeats": section.repeats}
+        if size is not None:
+            width, height = nearest_bucket(size, buckets)
+            row.update(width=size[0], height=size[1], bucket=f"{width}x{height}")
+        if (caption := _caption(image, section)) is not None:
+            tokens = least_tokens(caption, weighted=section.weighted_captions)
+            tags = count_tags(caption, weighted=section.weighted_captions)
+            row.update(tokens=tokens, truncated=max(0, tokens - section.max_tokens), tags=tags)
+        yield row
+
+
+def _caption(image: Path, section: DataSection) -> str | None:
+    try:
+        return image.with_suffix(section.caption_extension).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return None  # the training says what is wrong with it
+
+
 def _images(folder: Path) -> list[Path]:
     try:
-        images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise DataError(f"data.dir = {folder}: {error.strerror}", hint="name a folder of images") from error
+    images = [path for path in paths if path.suffix.lower() in IMAGE_ENDINGS and not path.is_dir()]
     if not images:
         raise DataError(
             f"data.dir = {folder}: no images in it", hint=f"images end in {', '.join(sorted(IMAGE_ENDINGS))}"

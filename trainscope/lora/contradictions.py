@@ -10,20 +10,29 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from trainscope.lora.adapters import METADATA_KEY
 from trainscope.lora.file import LoraFile, LoraFilePair
+from trainscope.lora.header import Strength
 from trainscope.lora.tensors import printable
 
 CLOSE = 0.01
 """Relative difference of two alphas that may be one: bfloat16, in which kohya stores them, is good to 0.4 %."""
 
-_ATTENTION = re.compile(r"(to_[qkv]|to_out_0|[qkv]_proj|out_proj)$")
+_ATTENTION = re.compile(r"(to_[qkv]|to_out[._]0|[qkv]_proj|out_proj)$")
 
 
 def contradictions(file: LoraFile) -> list[str]:
     """What does not agree, one sentence each."""
+    found = untrue(file)
+    if file.layout == "kohya":
+        found += misread_by_diffusers(_stored(file))
+    return [printable(sentence) for sentence in found]
+
+
+def untrue(file: LoraFile) -> list[str]:
+    """What of it the file itself is to blame for, and not the one program that misreads it."""
     found = [*file.adapters.problems]
     if file.layout == "kohya":
         found += _kohya_alphas(file) + _kohya_training(file)
@@ -32,23 +41,39 @@ def contradictions(file: LoraFile) -> list[str]:
     return [printable(sentence) for sentence in found]
 
 
+def misread_by_diffusers(strengths: Sequence[Strength]) -> list[str]:
+    """What diffusers makes of the alphas of a kohya file, where it is not what they say."""
+    found = []
+    for component in dict.fromkeys(pair.component for pair in strengths):
+        pairs = [pair for pair in strengths if pair.component == component]
+        usual = Counter(pair.alpha for pair in pairs).most_common(1)[0][0]
+        # diffusers 0.42 builds the names of its alpha pattern from kohya's, and those of attentions match nothing.
+        wrong = [pair for pair in pairs if pair.alpha != usual and _ATTENTION.search(pair.module)]
+        if wrong:
+            found.append(
+                f"diffusers gives all attention projections of {component} the most frequent alpha, {usual:g}: "
+                f"{len(wrong)} have another, such as {wrong[0].module} with {wrong[0].alpha:g}"
+            )
+    return found
+
+
+def _stored(file: LoraFile) -> list[Strength]:
+    """The pairs with an alpha tensor."""
+    return [
+        Strength(pair.component, pair.module, pair.rank, pair.alpha)
+        for pair in file.pairs
+        if pair.alpha_origin == "stored"
+    ]
+
+
 def _kohya_alphas(file: LoraFile) -> list[str]:
-    """What diffusers makes of kohya's alphas."""
+    """Alphas that loaders do not agree on."""
     found = []
     if METADATA_KEY in file.metadata and any(pair.alpha_origin == "stored" for pair in file.pairs):
         found.append(f"both {METADATA_KEY} and .alpha tensors are there: diffusers refuses the file")
     for component in dict.fromkeys(pair.component for pair in file.pairs):
-        pairs = [pair for pair in file.pairs if pair.component == component]
-        alphas = Counter(pair.alpha for pair in pairs if pair.alpha_origin == "stored")
-        usual = alphas.most_common(1)[0][0] if alphas else math.nan
-        # diffusers 0.42 builds the names of its alpha pattern from kohya's, and those of attentions match nothing.
-        wrong = [pair for pair in pairs if pair.alpha in alphas and pair.alpha != usual and _ATTENTION.search(pair.key)]
-        if wrong:
-            found.append(
-                f"diffusers gives all attention projections of {component} the most frequent alpha, {usual:g}: "
-                f"{len(wrong)} have another, such as {wrong[0].key} with {wrong[0].alpha:g}"
-            )
-        if alphas and any(pair.alpha_origin == "assumed" for pair in pairs):
+        origins = {pair.alpha_origin for pair in file.pairs if pair.component == component}
+        if len(origins) > 1:
             found.append(
                 f"some modules of {component} have no alpha: kohya takes their rank, diffusers the most frequent alpha"
             )

@@ -18,7 +18,8 @@ import numpy as np
 
 from trainscope.errors import ModelError
 from trainscope.lora.adapters import AdapterConfig, Adapters, folder_adapters, header_adapters
-from trainscope.lora.names import Layout, TensorName, parse_name, same_module
+from trainscope.lora.kohya import LAYERS, layers_of
+from trainscope.lora.names import Layout, TensorName, comparable, parse_name
 from trainscope.lora.tensors import FLOAT_NAMES, Floats, TensorFile, open_tensors, printable
 
 FILE_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -33,7 +34,7 @@ class LoraFilePair:
 
     `down` is [rank, in] and `up` [out, rank]; of a convolution [rank, in, height, width] and [out, rank, 1, 1]. `key`
     is what the names of both begin with; `module` the module's path, with underscores for dots in the kohya layout.
-    `scale` is alpha / rank (alpha / √rank with peft's `use_rslora`).
+    `scale` is alpha / rank (alpha / √rank with peft's `use_rslora`); `layers` the UNet's `layers_per_block`.
     """
 
     key: str
@@ -51,10 +52,16 @@ class LoraFilePair:
     down_name: str
     up_name: str
     alpha_name: str
+    layers: int = LAYERS
 
     def matches(self, module_name: str) -> bool:
         """Whether this is the pair of a model's module, by its dotted name."""
-        return same_module(self.layout, self.module, module_name)
+        return self.place == comparable("diffusers", self.component, module_name)
+
+    @property
+    def place(self) -> str:
+        """The module's name as `names.comparable` gives it, whatever the layout."""
+        return comparable(self.layout, self.component, self.module, layers=self.layers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +171,7 @@ def _pair(
         key=name.stem, component=name.component, module=name.module, down=arrays[0], up=arrays[1], alpha=alpha,
         alpha_origin=origin, rank=rank, scale=alpha / divisor, dtype=FLOAT_NAMES[dtype], layout=name.layout,
         prefix=name.prefix, down_name=down_name, up_name=name.partner, alpha_name=f"{name.stem}.alpha",
+        layers=layers_of(tensors.metadata),
     )  # fmt: skip
 
 

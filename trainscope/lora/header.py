@@ -1,8 +1,9 @@
-"""Words the metadata of a resized LoRA, so that every loader gives every module the strength that it had.
+"""Words the metadata of a LoRA file, so that every loader gives every module the strength that it has.
 
 kohya: an .alpha tensor for each pair, ss_network_dim and ss_network_alpha ("Dynamic" where modules differ). diffusers:
-`lora_adapter_metadata` with patterns for the modules that differ. peft: the same in adapter_config.json. What the old
-metadata says of rank, alpha and checksums is replaced; everything else stays. Knows nothing of files.
+`lora_adapter_metadata` with patterns for the modules that differ. peft: the same in adapter_config.json. Of a file that
+is changed, what the old metadata says of rank, alpha and checksums is replaced; everything else stays. Knows nothing of
+files.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mode
 from typing import Any
 
@@ -21,8 +23,21 @@ from trainscope.lora.resize import ResizedPair
 RESIZED_KEY = "trainscope_resized"
 """What was done, in words."""
 
+CHECKSUM_KEY = "sshs_model_hash"
+"""Kohya's SHA-256 over the tensors' bytes as they are written."""
 STALE = ("sshs_legacy_hash", "modelspec.hash_sha256")
 """Checksums of the tensors as they were."""
+
+
+@dataclass(frozen=True)
+class Strength:
+    """Rank and alpha of the pair of a module. `kernel`: it is a convolution with a kernel above 1×1."""
+
+    component: str
+    module: str
+    rank: int
+    alpha: float
+    kernel: bool = False
 
 
 def file_metadata(file: LoraFile, resized: Sequence[ResizedPair], story: str) -> dict[str, str]:
@@ -34,43 +49,68 @@ def file_metadata(file: LoraFile, resized: Sequence[ResizedPair], story: str) ->
     elif file.layout == "diffusers":
         adapters = dict(file.adapters.raw)
         for prefix in dict.fromkeys(new.pair.prefix for new in resized):
-            adapters.update(adapter(file, [new for new in resized if new.pair.prefix == prefix], prefix))
+            own = [new for new in resized if new.pair.prefix == prefix]
+            adapters.update(adapter(_strengths(own), prefix, file.adapters.raw))
         metadata[METADATA_KEY] = json.dumps(adapters, sort_keys=True)
         metadata.setdefault("format", "pt")  # without it, transformers refuses some files
     return metadata
 
 
 def checksum(metadata: dict[str, str], data: Sequence[bytes]) -> None:
-    """Renew kohya's sshs_model_hash, SHA-256 over the tensors' bytes as they are written, where there was one."""
-    if "sshs_model_hash" in metadata:
+    """Renew kohya's checksum where there is one."""
+    if CHECKSUM_KEY in metadata:
         digest = hashlib.sha256()
         for content in data:
             digest.update(content)
-        metadata["sshs_model_hash"] = digest.hexdigest()
+        metadata[CHECKSUM_KEY] = digest.hexdigest()
 
 
-def adapter(file: LoraFile, resized: Sequence[ResizedPair], prefix: str) -> dict[str, Any]:
+def adapter(strengths: Sequence[Strength], prefix: str, said: Mapping[str, Any]) -> dict[str, Any]:
     """The adapter configuration of one component's pairs, with `prefix` before its keys.
 
-    Rank and alpha are the most frequent ones; `rank_pattern` and `alpha_pattern` have the modules that differ.
+    Rank and alpha are the most frequent ones; `rank_pattern` and `alpha_pattern` have the modules that differ. Settings
+    that `said`, an older configuration, has are not repeated.
     """
-    rank, alpha = mode(new.rank for new in resized), mode(new.alpha for new in resized)
+    rank, alpha = mode(pair.rank for pair in strengths), mode(pair.alpha for pair in strengths)
     changed = {
         "r": rank,
         "lora_alpha": _shortest(alpha),
-        "rank_pattern": {_pattern(new): new.rank for new in resized if new.rank != rank},
-        "alpha_pattern": {_pattern(new): _shortest(new.alpha) for new in resized if new.alpha != alpha},
+        "rank_pattern": {_pattern(pair): pair.rank for pair in strengths if pair.rank != rank},
+        "alpha_pattern": {_pattern(pair): _shortest(pair.alpha) for pair in strengths if pair.alpha != alpha},
         "use_rslora": False,  # its √rank is in alpha now
     }
-    defaults = {"target_modules": sorted(_path(new) for new in resized), "bias": "none", "use_dora": False}
-    missing = {key: value for key, value in defaults.items() if f"{prefix}{key}" not in file.adapters.raw}
+    defaults = {"target_modules": sorted(_path(pair) for pair in strengths), "bias": "none", "use_dora": False}
+    missing = {key: value for key, value in defaults.items() if f"{prefix}{key}" not in said}
     return {f"{prefix}{key}": value for key, value in {**missing, **changed}.items()}
 
 
 def peft_config(file: LoraFile, resized: Sequence[ResizedPair]) -> str:
     """The text of adapter_config.json for the resized file."""
-    settings: Mapping[str, Any] = {"peft_type": "LORA", **file.adapters.raw, **adapter(file, resized, "")}
+    own = adapter(_strengths(resized), "", file.adapters.raw)
+    settings: Mapping[str, Any] = {"peft_type": "LORA", **file.adapters.raw, **own}
     return json.dumps(settings, indent=2, sort_keys=True) + "\n"
+
+
+def network(strengths: Sequence[Strength]) -> dict[str, str]:
+    """What kohya's metadata says of ranks and alphas: `conv_dim` and `conv_alpha` are those of kernels above 1×1."""
+    kernels = [pair for pair in strengths if pair.kernel]
+    others = [pair for pair in strengths if not pair.kernel] or kernels
+    metadata = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": _said([pair.rank for pair in others]),
+        "ss_network_alpha": _said([pair.alpha for pair in others]),
+    }
+    if kernels:
+        arguments = {
+            "conv_dim": _said([pair.rank for pair in kernels]),
+            "conv_alpha": _said([pair.alpha for pair in kernels]),
+        }
+        metadata["ss_network_args"] = json.dumps(arguments)
+    return metadata
+
+
+def _strengths(resized: Sequence[ResizedPair]) -> list[Strength]:
+    return [Strength(new.pair.component, new.pair.module, new.rank, new.alpha) for new in resized]
 
 
 def _of_kohya(metadata: dict[str, str], resized: Sequence[ResizedPair]) -> None:
@@ -102,11 +142,11 @@ def _shortest(value: float) -> float:
     return int(value) if float(value).is_integer() else value
 
 
-def _path(new: ResizedPair) -> str:
+def _path(pair: Strength) -> str:
     """The module's path where both old and recent transformers have it: recent ones dropped `text_model.`."""
-    return new.pair.module.removeprefix("text_model.")
+    return pair.module.removeprefix("text_model.")
 
 
-def _pattern(new: ResizedPair) -> str:
+def _pattern(pair: Strength) -> str:
     """A pattern that matches this module alone: `^` keeps `proj_out` from matching every path that ends so."""
-    return _path(new) if new.pair.component.startswith("text_encoder") else f"^{new.pair.module}"
+    return _path(pair) if pair.component.startswith("text_encoder") else f"^{pair.module}"

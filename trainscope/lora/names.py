@@ -2,7 +2,7 @@
 
 Layouts: kohya (`lora_unet_<path_with_underscores>.lora_down.weight`), diffusers (`unet.<path>.lora_A.weight`, and the
 older `.lora.down`, `_lora.down`, `.lora_linear_layer.down`) and peft (`base_model.model.<path>.lora_A.weight`). Knows
-nothing of tensors, models or files.
+nothing of tensors, models or files; `kohya` knows its names of modules.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Literal
+
+from trainscope.lora.kohya import LAYERS, dotted, is_sgm
 
 Layout = Literal["kohya", "diffusers", "peft"]
 Half = Literal["down", "up"]
@@ -82,9 +84,18 @@ def block_of(component: str, module: str) -> str:
     return module.partition(".")[0]
 
 
-def same_module(layout: Layout, module: str, name: str) -> bool:
-    """Whether `module`, as a file of this layout names it, is the model's `name`: kohya has underscores for dots."""
-    return module == (name.replace(".", "_") if layout == "kohya" else name)
+def comparable(layout: Layout, component: str, module: str, *, layers: int = LAYERS) -> str:
+    """A module's name in a form that is the same for every layout, and for the model's own name (as in diffusers').
+
+    kohya has underscores for dots, and for SDXL the paths of another code; transformers 5 dropped `text_model.`.
+    `layers` is the UNet's `layers_per_block`.
+    """
+    if layout == "kohya" and component == "unet" and is_sgm(module):
+        module = dotted(module, layers=layers) or module
+    name = module.replace(".", "_")
+    if component.startswith("text_encoder") and not name.startswith(("text_model_", "text_projection")):
+        name = f"text_model_{name}"
+    return name
 
 
 def _layout(stem: str, style: str) -> Layout:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,15 @@ class StoredTensor:
     def size(self) -> int:
         """The number of elements."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to write: the format's dtype name, its shape and its bytes."""
+
+    dtype: str
+    shape: Sequence[int]
+    content: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Writes a resized LoRA as a new safetensors file, whole or not at all, and never over another file.
+"""Writes a LoRA as a new safetensors file, whole or not at all, and never over another file.
 
 The file is written beside its place, synced to the disk, and only then given its name. Knows nothing of ranks.
 """
@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +18,9 @@ from trainscope.lora.adapters import PEFT_CONFIG
 from trainscope.lora.file import LoraFile
 from trainscope.lora.header import checksum, file_metadata, peft_config
 from trainscope.lora.resize import ResizedPair
+from trainscope.lora.tensors import NewTensor
 
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
-
-
-@dataclass(frozen=True)
-class NewTensor:
-    """A tensor to write: the format's dtype name, its shape and its bytes."""
-
-    dtype: str
-    shape: Sequence[int]
-    content: bytes = field(repr=False)
 
 
 def write_resized(file: LoraFile, resized: Sequence[ResizedPair], out: Path, story: str) -> list[Path]:
@@ -38,17 +29,25 @@ def write_resized(file: LoraFile, resized: Sequence[ResizedPair], out: Path, sto
     peft's layout needs its adapter_config.json beside it, which is written too. Raises `ModelError` when something is
     there already or the place cannot be written.
     """
-    check_free(out, file.layout)
-    tensors = _tensors(file, resized)
-    metadata = file_metadata(file, resized, story)
-    checksum(metadata, [tensor.content for _, tensor in _in_order(tensors)])
+    configuration = peft_config(file, resized) if file.layout == "peft" else None
+    return write_lora(out, _tensors(file, resized), file_metadata(file, resized, story), configuration)
+
+
+def write_lora(
+    out: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str], configuration: str | None = None
+) -> list[Path]:
+    """Write tensors and metadata, whose checksum is renewed, to `out`, and peft's `configuration` beside it.
+
+    Returns the files written. Raises `ModelError` when something is there already or the place cannot be written.
+    """
+    check_free(out, "diffusers" if configuration is None else "peft")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         written = [out]
         _place(out, serialized(tensors, metadata))
-        if file.layout == "peft":
+        if configuration is not None:
             written.append(out.parent / PEFT_CONFIG)
-            _place(written[-1], [peft_config(file, resized).encode()])
+            _place(written[-1], [configuration.encode()])
     except OSError as error:
         raise ModelError(f"cannot write {out}: {error.strerror or error}", hint="name another place") from error
     return written
@@ -64,8 +63,10 @@ def check_free(out: Path, layout: str) -> None:
 
 
 def serialized(tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> list[bytes]:
-    """The parts of a safetensors file, to be written one after the other."""
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    """The parts of a safetensors file, to be written one after the other; a checksum in the metadata is renewed."""
+    metadata = dict(metadata)
+    checksum(metadata, [tensor.content for _, tensor in _in_order(tensors)])
+    header: dict[str, object] = {"__metadata__": metadata}
     parts = []
     position = 0
     for name, tensor in _in_order(tensors):

@@ -28,13 +28,15 @@ MEASURES = (
 class EmaProbe:
     """Call `before_update` and `after_update` around the average's update, with its shadow tensors at that moment.
 
-    Shadows may change dtype, device or identity from one update to the next; their order is that of `params`.
+    Shadows may change dtype, device or identity from one update to the next; their order is that of `params`. They may
+    lie on another device than the tensors: what is measured is measured there, and `device` is where to keep a copy of
+    the tensors as they are now.
     """
 
-    def __init__(self, params: Mapping[str, Tensor]) -> None:
+    def __init__(self, params: Mapping[str, Tensor], device: torch.device | None = None) -> None:
         self._names = list(params)
         self._tensors = list(params.values())
-        self._start = [tensor.detach().clone() for tensor in self._tensors]
+        self._start = [tensor.detach().to(device, copy=True) for tensor in self._tensors]
         self._before: list[Tensor] = []
 
     @torch.no_grad()
@@ -49,8 +51,8 @@ class EmaProbe:
         values = torch.zeros((len(MEASURES), len(shadows)), dtype=torch.float64, device=device)
         for chunk, before in zip(FlatLayout(shadows).chunks, self._before, strict=True):
             after = chunk.gather(shadows)
-            theta = chunk.gather([tensor.to(chunk.device) for tensor in self._tensors]).double()
-            start = chunk.gather([tensor.to(chunk.device) for tensor in self._start]).double()
+            theta = chunk.gather(self._tensors).to(chunk.device).double()
+            start = chunk.gather(self._start).to(chunk.device).double()
             old, new = before.double(), after.double()
             gap = theta - old
             intended, applied = (1 - decay) * gap, new - old

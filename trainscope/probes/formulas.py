@@ -1,133 +1,18 @@
-"""The update that an optimizer's formula asks for, recomputed in float32 from the state before the step.
+"""Which formula recomputes an optimizer's update, in float32 from the state before the step: the Δ of `delivered`.
 
-It is the Δ of `delivered`. Each formula takes sampled elements as flat vectors, so it is written once, as its paper
-or source has it. Knows nothing of which elements are sampled or what becomes of the result.
+The formulas are in `updates`. Knows nothing of which elements are sampled or what becomes of the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from trainscope.probes.stored import Stored
-
-
-@dataclass(frozen=True)
-class Before:
-    """Sampled elements of one parameter group before a step; all vectors are float32 [elements].
-
-    `state` holds what the optimizer remembers, by the names of its `StepFormula`; `step` counts the updates that each
-    parameter has had, 0 where the optimizer counts by group.
-    """
-
-    theta: Tensor
-    grad: Tensor
-    state: Mapping[str, Tensor]
-    step: Tensor
-
-
-@dataclass(frozen=True)
-class Intended:
-    """`delta` is the update asked for; `v_hat` the second moment of g that it divides by, without bias, if it does."""
-
-    delta: Tensor
-    v_hat: Tensor | None
-
-
-Formula = Callable[[Before, Mapping[str, Any], Mapping[str, Any]], Intended]
-"""(elements, the group before the step, the group after it) → the update."""
-
-
-def adamw(before: Before, group: Mapping[str, Any], after: Mapping[str, Any]) -> Intended:
-    """Decoupled weight decay and Adam (arXiv 1711.05101; torch.optim.AdamW; bitsandbytes 0.50, 8-bit state read)."""
-    del after
-    beta1, beta2 = group["betas"]
-    step = before.step + 1
-    m = beta1 * before.state["m"] + (1 - beta1) * before.grad
-    v = beta2 * before.state["v"] + (1 - beta2) * before.grad**2
-    m_hat = m / (1 - beta1**step)
-    v_hat = v / (1 - beta2**step)
-    direction = m_hat / (v_hat.sqrt() + group["eps"])
-    return Intended(delta=-group["lr"] * (group["weight_decay"] * before.theta + direction), v_hat=v_hat)
-
-
-def prodigy(before: Before, group: Mapping[str, Any], after: Mapping[str, Any]) -> Intended:
-    """Prodigy (arXiv 2306.06101; prodigyopt 1.1.2, whose moments carry d and d²).
-
-    The step uses the d from before it; only eps is scaled by the new one.
-    """
-    beta1, beta2 = group["betas"]
-    d, k = group["d"], group["k"]
-    correction = (1 - beta2 ** (k + 1)) ** 0.5 / (1 - beta1 ** (k + 1)) if group["use_bias_correction"] else 1.0
-    dlr = d * group["lr"] * correction
-    decay, decoupled = group["weight_decay"], group["decouple"]
-    grad = before.grad if decoupled else before.grad + decay * before.theta
-    m = beta1 * before.state["m"] + d * (1 - beta1) * grad if beta1 > 0 else d * grad
-    v = beta2 * before.state["v"] + d**2 * (1 - beta2) * grad**2
-    delta = -dlr * m / (v.sqrt() + after["d"] * group["eps"])
-    if decoupled:
-        delta = delta - dlr * decay * before.theta
-    return Intended(delta=delta, v_hat=v / (d**2 * (1 - beta2 ** (before.step + 1))))
-
-
-def lion(before: Before, group: Mapping[str, Any], after: Mapping[str, Any]) -> Intended:
-    """Lion (arXiv 2302.06675; lion-pytorch 0.2): the sign of a mean of momentum and gradient, divided by nothing."""
-    del after
-    beta1, _ = group["betas"]
-    direction = (beta1 * before.state["m"] + (1 - beta1) * before.grad).sign()
-    return Intended(delta=-group["lr"] * (group["weight_decay"] * before.theta + direction), v_hat=None)
-
-
-def schedule_free_adamw(before: Before, group: Mapping[str, Any], after: Mapping[str, Any]) -> Intended:
-    """Schedule-Free AdamW (arXiv 2405.15682; schedulefree 1.4), with a linear warmup of its own."""
-    del after
-    step, warmup = group["k"] + 1, group["warmup_steps"]
-    lr = group["lr"] * (step / warmup if step <= warmup else 1.0)
-    v_hat = _group_v_hat(before, group)
-    direction = before.grad / (v_hat.sqrt() + group["eps"])
-    return Intended(delta=_change_of_y(before, group, lr, direction), v_hat=v_hat)
-
-
-def schedule_free_radam(before: Before, group: Mapping[str, Any], after: Mapping[str, Any]) -> Intended:
-    """Schedule-Free with RAdam's rectification (arXiv 1908.03265; schedulefree 1.4) in place of a warmup.
-
-    While ρ ≤ 4 nothing is divided by v̂: the step is that of SGD, or with `silent_sgd_phase` none at all.
-    """
-    del after
-    step, beta2 = group["k"] + 1, group["betas"][1]
-    longest = 2 / (1 - beta2) - 1
-    rho = longest - 2 * step * beta2**step / (1 - beta2**step)
-    if rho <= 4:
-        lr = group["lr"] * float(not group["silent_sgd_phase"])
-        return Intended(delta=_change_of_y(before, group, lr, before.grad), v_hat=None)
-    rectified = ((rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)) ** 0.5
-    v_hat = _group_v_hat(before, group)
-    direction = before.grad / (v_hat.sqrt() + group["eps"])
-    return Intended(delta=_change_of_y(before, group, group["lr"] * rectified, direction), v_hat=v_hat)
-
-
-def _group_v_hat(before: Before, group: Mapping[str, Any]) -> Tensor:
-    """v̂ of an optimizer that counts its steps by group."""
-    beta2 = group["betas"][1]
-    v: Tensor = beta2 * before.state["v"] + (1 - beta2) * before.grad**2
-    return v / float(1 - beta2 ** (group["k"] + 1))
-
-
-def _change_of_y(before: Before, group: Mapping[str, Any], lr: float, direction: Tensor) -> Tensor:
-    """What Schedule-Free does to y, the weights in train mode: towards z by the weight of the mean, and along −g̃.
-
-    x, the mean of all z, is not stored: y = (1 − β₁)·z + β₁·x holds it.
-    """
-    y, z, beta1 = before.theta, before.state["z"], group["betas"][0]
-    weight = (group["k"] + 1) ** group["r"] * max(lr, group["lr_max"]) ** group["weight_lr_power"]
-    total = group["weight_sum"] + weight
-    share = float(weight / total) if total else 0.0  # lr has been 0 so far
-    along = float(lr * (beta1 * (1 - share) - 1))
-    return share * (z - y) + along * (direction + float(group["weight_decay"]) * y)
+from trainscope.probes.updates import estimating, schedulefree, usual
+from trainscope.probes.updates.elements import Formula
 
 
 @dataclass(frozen=True)
@@ -143,19 +28,47 @@ _ADAM_8BIT = {
     "m": Stored("state1", qmap="qmap1", absmax="absmax1"),
     "v": Stored("state2", qmap="qmap2", absmax="absmax2"),
 }
+_MOMENTUM_8BIT = {"m": _ADAM_8BIT["m"]}
+_ADAN = {"m": Stored("exp_avg"), "c": Stored("exp_avg_diff"), "v": Stored("exp_avg_sq"), "pre": Stored("pre_grad")}
+# The library's names for the two are swapped, throughout.
+_ADAN_IP = {**_ADAN, "c": Stored("exp_avg_sq"), "v": Stored("exp_avg_diff")}
 _SCHEDULE_FREE = {"v": Stored("exp_avg_sq"), "z": Stored("z", starts_as_parameter=True)}
 
 FORMULAS: dict[str, StepFormula] = {
-    "torch.optim.adamw.AdamW": StepFormula(adamw, _ADAM),
-    "bitsandbytes.optim.adamw.AdamW8bit": StepFormula(adamw, _ADAM_8BIT),
-    "prodigyopt.prodigy.Prodigy": StepFormula(prodigy, _ADAM),
-    "lion_pytorch.lion_pytorch.Lion": StepFormula(lion, {"m": Stored("exp_avg")}),
-    "schedulefree.adamw_schedulefree.AdamWScheduleFree": StepFormula(schedule_free_adamw, _SCHEDULE_FREE),
-    "schedulefree.radam_schedulefree.RAdamScheduleFree": StepFormula(schedule_free_radam, _SCHEDULE_FREE),
+    "torch.optim.adamw.AdamW": StepFormula(usual.adamw, _ADAM),
+    "torch.optim.sgd.SGD": StepFormula(usual.sgd, {"m": Stored("momentum_buffer")}),
+    "bitsandbytes.optim.adamw.AdamW8bit": StepFormula(usual.adamw, _ADAM_8BIT),
+    "bitsandbytes.optim.adamw.PagedAdamW8bit": StepFormula(usual.adamw, _ADAM_8BIT),
+    "bitsandbytes.optim.lion.Lion8bit": StepFormula(usual.lion, _MOMENTUM_8BIT),
+    "bitsandbytes.optim.lion.PagedLion8bit": StepFormula(usual.lion, _MOMENTUM_8BIT),
+    "bitsandbytes.optim.sgd.SGD8bit": StepFormula(usual.sgd_8bit, _MOMENTUM_8BIT),
+    "lion_pytorch.lion_pytorch.Lion": StepFormula(usual.lion, {"m": Stored("exp_avg")}),
+    "prodigyopt.prodigy.Prodigy": StepFormula(estimating.prodigy, _ADAM),
+    "dadaptation.dadapt_adam.DAdaptAdam": StepFormula(estimating.dadapt_adam, _ADAM),
+    "dadaptation.experimental.dadapt_adam_preprint.DAdaptAdamPreprint": StepFormula(estimating.dadapt_adam, _ADAM),
+    "dadaptation.dadapt_adan.DAdaptAdan": StepFormula(estimating.dadapt_adan, _ADAN),
+    "dadaptation.experimental.dadapt_adan_ip.DAdaptAdanIP": StepFormula(estimating.dadapt_adan, _ADAN_IP),
+    "dadaptation.dadapt_lion.DAdaptLion": StepFormula(estimating.dadapt_lion, {"m": Stored("exp_avg")}),
+    "dadaptation.dadapt_adagrad.DAdaptAdaGrad": StepFormula(
+        estimating.dadapt_adagrad,
+        {
+            "sum": Stored("sk"),
+            "squares": Stored("alphak", starts_at=1e-6),
+            "first": Stored("x0", starts_as_parameter=True),
+        },
+    ),
+    "dadaptation.dadapt_sgd.DAdaptSGD": StepFormula(
+        estimating.dadapt_sgd, {"sum": Stored("s"), "first": Stored("x0", starts_as_parameter=True)}
+    ),
+    "schedulefree.adamw_schedulefree.AdamWScheduleFree": StepFormula(schedulefree.schedule_free_adamw, _SCHEDULE_FREE),
+    "schedulefree.radam_schedulefree.RAdamScheduleFree": StepFormula(schedulefree.schedule_free_radam, _SCHEDULE_FREE),
+    "schedulefree.sgd_schedulefree.SGDScheduleFree": StepFormula(
+        schedulefree.schedule_free_sgd, {"z": _SCHEDULE_FREE["z"]}
+    ),
 }
 """By the optimizer's class, so that no optimizer's library has to be there to be known."""
 
-VARIANTS = ("amsgrad", "maximize", "decoupled_wd")
+VARIANTS = ("amsgrad", "maximize", "decoupled_wd", "dampening")
 """Switches, of a group or of the optimizer, that make the update another one than the formula's."""
 
 USUAL = {"m": (Stored("exp_avg"), Stored("momentum_buffer")), "v": (Stored("exp_avg_sq"),)}

@@ -59,14 +59,25 @@ class GroupsProbe:
         base_lrs = getattr(self._scheduler, "base_lrs", None)
         return base_lrs[number] if base_lrs else group.get("initial_lr", group.get("lr"))
 
-    @staticmethod
-    def _effective_lr(lr: float | None, used: Mapping[str, Any], group: Mapping[str, Any]) -> float | None:
-        """What multiplies the normalised update: lr·d for Prodigy and D-Adaptation, scheduled_lr for Schedule-Free."""
+    def _effective_lr(self, lr: float | None, used: Mapping[str, Any], group: Mapping[str, Any]) -> float | None:
+        """What multiplies the normalised update.
+
+        lr·d for Prodigy and D-Adaptation, scheduled_lr for Schedule-Free, Adafactor's own with `relative_step`.
+        """
+        if group.get("relative_step"):
+            return self._relative_step(group)
         d = _number(used["d"])
         if d is not None and lr is not None:
             return lr * d
         scheduled = _number(group.get("scheduled_lr"))
         return scheduled if scheduled is not None else lr
+
+    def _relative_step(self, group: Mapping[str, Any]) -> float | None:
+        """Adafactor's rate (arXiv 1804.04235, section 9), before it is scaled to a tensor's size."""
+        step = max((self._optimizer.state.get(param, {}).get("step", 0) for param in group["params"]), default=0)
+        if step == 0:
+            return None
+        return float(min(1e-6 * step if group["warmup_init"] else 1e-2, step**-0.5))
 
 
 def _number(value: object) -> float | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from trainscope.schema import Record
 
@@ -51,7 +52,7 @@ class ParamsProbe:
 
 
 def _magnitude(tensor: Tensor) -> dict[str, float | None]:
-    if not tensor.numel():
+    if not tensor.numel() or isinstance(tensor, DTensor):  # of a sharded one nobody has all elements
         return {"weight_rms": None, "weight_abs_median": None}
     magnitude = tensor.detach().float().abs()
     return {

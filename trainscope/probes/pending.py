@@ -6,7 +6,7 @@ Knows nothing of what the values mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,32 @@ class Pending:
     values: Tensor
     integers: frozenset[str] = frozenset()
     null_where: NullWhere = field(default_factory=dict)
+    fold: Callable[[Record], Record] | None = None
+    """Makes the rows of the table from these, on the host."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the rows of a step under way: `keys` on the host, `values` float64 [columns, rows] on the device."""
+
+    keys: dict[str, list[Any]]
+    values: Tensor
+
+    def as_json(self) -> dict[str, Any]:
+        """Brought to the host; float64 survives JSON bit by bit."""
+        return {"keys": self.keys, "values": self.values.tolist()}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any], device: torch.device) -> Part:
+        return cls(dict(found["keys"]), torch.tensor(found["values"], dtype=torch.float64, device=device))
+
+
+def join(parts: Sequence[Part]) -> Part:
+    """The rows of all of them, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    keys = {name: [value for part in parts for value in part.keys[name]] for name in parts[0].keys}
+    return Part(keys, torch.cat([part.values for part in parts], dim=1))
 
 
 def collect(pending: Sequence[Pending]) -> list[Record]:
@@ -70,7 +96,8 @@ def _record(item: Pending, values: list[list[float]]) -> Record:
                 None if given == sentinel else value
                 for value, given in zip(columns[name], measured[other], strict=True)
             ]
-    return Record(item.table, columns)
+    record = Record(item.table, columns)
+    return item.fold(record) if item.fold else record
 
 
 def absent(*columns: str) -> NullWhere:

@@ -14,12 +14,13 @@ def dequantise(codes: Tensor, qmap: Tensor, absmax: Tensor, *, stride: int = 1) 
     """Every `stride`-th value in logical order, as float32 [⌈codes.numel() / stride⌉].
 
     `codes` is uint8 of any shape, `qmap` float32 [256], `absmax` float32 [blocks]. Only what is asked for is computed,
-    with the one multiplication that bitsandbytes.functional.dequantize_blockwise does, so the bits are the same.
+    with the one multiplication that bitsandbytes.functional.dequantize_blockwise does, so the bits are the same. It is
+    on `qmap`'s device, which need not be that of paged codes.
     """
     size = block_size(codes.numel(), absmax.numel())
     # int32 halves the temporary memory; a tensor of 2³¹ elements is beyond the optimizer's kernels too.
-    blocks = torch.arange(0, codes.numel(), stride, dtype=torch.int32, device=codes.device) // size
-    sampled = codes.detach().reshape(-1)[::stride].int()
+    blocks = torch.arange(0, codes.numel(), stride, dtype=torch.int32, device=qmap.device) // size
+    sampled = codes.detach().reshape(-1)[::stride].to(qmap.device).int()
     return qmap.index_select(0, sampled) * absmax.index_select(0, blocks)
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from trainscope.probes.flat import Chunk, FlatLayout
-from trainscope.probes.formulas import Before, formula_of
+from trainscope.probes.formulas import formula_of
 from trainscope.probes.pending import ABSENT
+from trainscope.probes.updates.elements import Before
 
 SAMPLE_ELEMENTS = 1024
 """Elements sampled of each tensor; a smaller tensor is taken whole."""
@@ -89,7 +90,7 @@ class StepSample:
         for name, stored in self._formula.state.items():
             parts: list[Tensor] = []
             for index, tensor in tensors.items():
-                part = stored.read(states[index], stride=self._strides[index])
+                part = stored.read(states[index], tensor.device, stride=self._strides[index])
                 parts.append(stored.before_first_step(self._view(tensor, index)) if part is None else part)
             remembered[name] = torch.cat(parts).float()
         steps = torch.tensor([float(state.get("step", 0)) for state in states.values()], device=chunk.device)

@@ -19,26 +19,30 @@ from trainscope.probes.quantised import dequantise
 class Stored:
     """A tensor of the state, by its key.
 
-    Before the first step an optimizer has none: it stands for zeros then, or for the parameter itself. What may be
-    stored in eight bits has its table and scales under `qmap` and `absmax`; small tensors are stored plainly all the
+    Before the first step an optimizer has none: it stands for `starts_at` then, or for the parameter itself. What may
+    be stored in eight bits has its table and scales under `qmap` and `absmax`; small tensors are stored plainly all the
     same.
     """
 
     key: str
+    starts_at: float = 0.0
     starts_as_parameter: bool = False
     qmap: str = ""
     absmax: str = ""
 
-    def read(self, state: Mapping[str, Any], *, stride: int = 1) -> Tensor | None:
-        """Every `stride`-th element in logical order, [elements]; None where the optimizer has not made it."""
+    def read(self, state: Mapping[str, Any], device: torch.device, *, stride: int = 1) -> Tensor | None:
+        """Every `stride`-th element in logical order, [elements]; None where the optimizer has not made it.
+
+        `device` is the parameter's: paged state is shared with the computer's memory and counts as lying there.
+        """
         tensor = state.get(self.key)
         if not isinstance(tensor, Tensor):
             return None
         qmap = state.get(self.qmap)
         if isinstance(qmap, Tensor):
             return dequantise(tensor, qmap, state[self.absmax], stride=stride)
-        return tensor.detach().reshape(-1)[::stride]
+        return tensor.detach().reshape(-1)[::stride].to(device)
 
     def before_first_step(self, parameter: Tensor) -> Tensor:
         """What a sample of the tensor is, given that of the parameter."""
-        return parameter if self.starts_as_parameter else torch.zeros_like(parameter)
+        return parameter if self.starts_as_parameter else torch.full_like(parameter, self.starts_at)

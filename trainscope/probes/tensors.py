@@ -137,7 +137,7 @@ class TensorsProbe:
         for index in indices:
             state = self._optimizer.state.get(self._tensors[index], {})
             for place in places:
-                moment = place.read(state)
+                moment = place.read(state, self._tensors[index].device)
                 if moment is not None:
                     found[index] = moment
                     break

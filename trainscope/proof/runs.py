@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import trainscope
 from trainscope.config.load import ResolvedConfig, parse_config
-from trainscope.proof.shapes import draw_shapes
+from trainscope.proof.shapes import draw_shapes, write_long_captions, write_tags
 from trainscope.toml import toml_value
 
 if TYPE_CHECKING:
@@ -211,6 +211,8 @@ def shapes_folder() -> Path:
         if not folder.exists():
             beside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
             draw_shapes(beside)
+            write_tags(beside)
+            write_long_captions(beside)
             beside.rename(folder)
     return folder
 

@@ -99,9 +99,25 @@ def draw_shapes(folder: Path) -> list[Path]:
     for shape in plan_shapes():
         path = folder / f"{shape.name}.png"
         draw_shape(shape).save(path, optimize=True)
-        path.with_suffix(".txt").write_text(shape.caption + "\n", encoding="utf-8", newline="\n")
+        _write(folder, shape, ".txt", shape.caption)
         paths.append(path)
     return paths
+
+
+def write_tags(folder: Path) -> None:
+    """Beside each .txt a .tags: the caption as tags with commas, the subject emphasised."""
+    for shape in plan_shapes():
+        _write(folder, shape, ".tags", f"shape, ({shape.colour} {shape.kind}:1.2), {shape.background} background")
+
+
+def write_long_captions(folder: Path) -> None:
+    """Beside each .txt a .long: what it says, after more words than CLIP reads."""
+    for shape in plan_shapes():
+        _write(folder, shape, ".long", ", ".join([*["a shape on a background"] * 16, shape.caption]))
+
+
+def _write(folder: Path, shape: Shape, ending: str, caption: str) -> None:
+    (folder / f"{shape.name}{ending}").write_text(caption + "\n", encoding="utf-8", newline="\n")
 
 
 # Outlines are closed polygons in the unit circle around the origin, y pointing down.

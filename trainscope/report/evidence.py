@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainscope.report.figures import Figure, curve, heat_map
+from trainscope.report.figures import Figure, curve, heat_map, thinned
 from trainscope.report.images import Image, embed
 from trainscope.report.story import Card, Json
 from trainscope.report.wording import number
@@ -21,6 +21,8 @@ OVERVIEW = (
 )
 """Series of the overview, in order."""
 
+MOST_COLUMNS = 10
+"""Of a contact sheet."""
 SHOWN_PLACES = 8
 MOST_PLACES = 60
 
@@ -38,12 +40,20 @@ class Places:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A contact sheet: a prompt's images, `rows` by weights, each with an image or None for every step."""
+    """A contact sheet: a prompt's images, `rows` by weights, each with an image or None for every step.
+
+    `sampled` counts the steps that have images; of many the first, the last and some evenly between are shown.
+    """
 
     prompt: str
     seed: Any
+    sampled: int
     steps: list[int]
     rows: list[tuple[str, list[tuple[Json, Image] | None]]]
+
+    @property
+    def thinned(self) -> bool:
+        return len(self.steps) < self.sampled
 
 
 class Plots:
@@ -114,18 +124,28 @@ def worst_places(card: Card) -> list[Places]:
 
 def contact_sheets(samples: Sequence[Json], run_dir: Path, budget: int) -> list[Sheet]:
     """Group the images by prompt and seed: raw weights beside EMA, over steps; `budget` bytes of files."""
-    images = embed(samples, run_dir, budget)
-    groups: dict[tuple[str, Any], list[tuple[Json, Image]]] = {}
-    for sample, image in zip(samples, images, strict=True):
-        groups.setdefault((sample["prompt"], sample["seed"]), []).append((sample, image))
-    return [_sheet(prompt, seed, members) for (prompt, seed), members in groups.items()]
+    groups: dict[tuple[str, Any], list[Json]] = {}
+    for sample in samples:
+        groups.setdefault((sample["prompt"], sample["seed"]), []).append(sample)
+    chosen = {key: _columns(members) for key, members in groups.items()}
+    shown = [sample for key, members in groups.items() for sample in members if sample["step"] in chosen[key]]
+    images = {id(sample): image for sample, image in zip(shown, embed(shown, run_dir, budget), strict=True)}
+    return [_sheet(prompt, seed, groups[prompt, seed], chosen[prompt, seed], images) for prompt, seed in groups]
 
 
-def _sheet(prompt: str, seed: Any, members: list[tuple[Json, Image]]) -> Sheet:
-    steps = sorted({sample["step"] for sample, _ in members})
-    kinds = sorted({sample["weights"] for sample, _ in members}, key=lambda kind: (kind != "raw", kind))
-    cells = {(sample["weights"], sample["step"]): (sample, image) for sample, image in members}
-    return Sheet(prompt, seed, steps, [(kind, [cells.get((kind, step)) for step in steps]) for kind in kinds])
+def _columns(members: list[Json]) -> list[int]:
+    """The steps that are shown."""
+    return thinned(sorted({sample["step"] for sample in members}), MOST_COLUMNS)
+
+
+def _sheet(prompt: str, seed: Any, members: list[Json], steps: list[int], images: dict[int, Image]) -> Sheet:
+    sampled = len({sample["step"] for sample in members})
+    kinds = sorted({sample["weights"] for sample in members}, key=lambda kind: (kind != "raw", kind))
+    cells = {
+        (sample["weights"], sample["step"]): (sample, images[id(sample)]) for sample in members if id(sample) in images
+    }
+    rows = [(kind, [cells.get((kind, step)) for step in steps]) for kind in kinds]
+    return Sheet(prompt, seed, sampled, steps, rows)
 
 
 def _unique(codes: list[str]) -> list[str]:

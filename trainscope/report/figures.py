@@ -66,8 +66,8 @@ def curve(
 
 def heat_map(measure: dict[str, Any], identity: str) -> Figure:
     """Make a figure of a measure over modules and steps; None stays a gap."""
-    rows = _thin(list(range(len(measure["modules"]))), MAX_MODULES)
-    columns = _thin(list(range(len(measure["steps"]))), MAX_COLUMNS)
+    rows = thinned(list(range(len(measure["modules"]))), MAX_MODULES)
+    columns = thinned(list(range(len(measure["steps"]))), MAX_COLUMNS)
     values = measure["values"]
     cells = [[_cell(values, row, column) for column in columns] for row in rows]
     words = one_line(measure["title"] or measure["name"])
@@ -93,7 +93,7 @@ def _line(name: str, columns: dict[str, list[Any]]) -> dict[str, Any]:
         "name": one_line(name),
         "x": [x for x, _ in kept],
         "y": [_digits(y, 6) for _, y in kept],
-        "bad": _thin(bad, 200),
+        "bad": thinned(bad, 200),
     }
 
 
@@ -115,7 +115,8 @@ def _thin_curve(points: list[tuple[int, float | None]]) -> list[tuple[int, float
     return [*kept, points[-1]]
 
 
-def _thin(items: list[Any], most: int) -> list[Any]:
+def thinned(items: list[Any], most: int) -> list[Any]:
+    """At most so many of the items: the first, the last and evenly between."""
     if len(items) <= most:
         return items
     return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]

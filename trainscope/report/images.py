@@ -1,12 +1,16 @@
 """Sample images as data URIs: only files inside the run directory, only images, only up to a budget.
 
+Where the files are too large for it, small copies of them are embedded instead if Pillow is installed, as it is where
+trainscope trains; auditing does without.
 The paths come from report.json and are not trusted. Must not know how the page shows an image.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import stat
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -15,12 +19,18 @@ from urllib.parse import quote
 
 _KINDS = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
 
+SMALL = 256
+"""Longer side of a small copy in px: twice what the contact sheet shows, for screens with fine pixels."""
+MOST_PIXELS = 4096 * 4096
+"""Of a file to be made smaller: more is no sample, and may be made to exhaust the memory."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+
 
 @dataclass(frozen=True)
 class Image:
     """An image of the contact sheet: a data URI, or a note that says why there is none.
 
-    `href` is the file relative to the report, where it exists but is not embedded.
+    `href` is the file relative to the report, where it exists but is not embedded, or only a small copy of it.
     """
 
     data_uri: str = ""
@@ -41,9 +51,14 @@ def embed(samples: Sequence[dict[str, Any]], run_dir: Path, budget: int) -> list
             images[index] = Image(note=f"missing: {path}")
         else:
             sizes[index] = (file, size)
+    too_much = sum(size for _, size in sizes.values()) > budget
     for index in _by_importance(samples, list(sizes)):
         file, size = sizes[index]
         path = str(samples[index]["path"])
+        if too_much and (small := _small_copy(file)) is not None and len(small) <= budget:
+            images[index] = Image(data_uri=_data_uri("image/jpeg", small), href="./" + quote(path))
+            budget -= len(small)
+            continue
         if size > budget:
             images[index] = Image(note=f"not embedded: {path}", href="./" + quote(path))
             continue
@@ -86,7 +101,28 @@ def _load(file: Path, path: str) -> Image:
         kind = "image/webp"
     if not kind:
         return Image(note=f"not an image: {path}")
-    return Image(data_uri=f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}")
+    return Image(data_uri=_data_uri(kind, content))
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _small_copy(file: Path) -> bytes | None:
+    """The picture with its longer side at most SMALL px, as JPEG; None where it is that small, or cannot be read."""
+    try:
+        from PIL import Image as Pillow
+
+        with warnings.catch_warnings(action="ignore"), Pillow.open(file, formats=FORMATS) as picture:
+            if max(picture.size) <= SMALL or picture.width * picture.height > MOST_PIXELS:
+                return None
+            small = picture.convert("RGB")
+    except Exception:  # no Pillow, a file that is damaged or no picture: it is shown as it is, or not at all
+        return None
+    small.thumbnail((SMALL, SMALL))
+    written = io.BytesIO()
+    small.save(written, "JPEG", quality=85)
+    return written.getvalue()
 
 
 def _by_importance(samples: Sequence[dict[str, Any]], indices: list[int]) -> list[int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import socket
 import uuid
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ STATUSES = ("running", "completed", "crashed", "interrupted")
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside, fsync, rename: after a crash the old file or the new one is there, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not by the process alone: those of two machines that share a disk may have the same number.
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with beside.open("wb") as file:
             file.write(data)

@@ -1,4 +1,4 @@
-"""The samples of a micro-batch → what one forward pass is given.
+"""The visits of a micro-batch → what one forward pass is given.
 
 Knows nothing of noise or loss.
 """
@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from trainscope.trainer.models.text import TextEmbedding, encode_text
+from trainscope.trainer.models.text import TextEmbedding
+from trainscope.trainer.noise import moved
 
 if TYPE_CHECKING:
     from trainscope.trainer.session import Session
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
 class Batch:
     """What one forward pass is given, and what identifies it.
 
-    `latents` [b, 4, h, w] and `text` [b, tokens, dim]; `condition` [b, 5, h, w] is the mask and the masked image's
-    latents of an inpainting model, else None; `added` is what SDXL is told besides, else None: `text_embeds` [b, dim]
-    and `time_ids` [b, 6] (height and width of the picture, its crop's top and left, height and width of the target).
+    `samples` are visits, see `MicroBatch`. `latents` [b, 4, h, w] and `text` [b, tokens, dim]; `condition` [b, 5, h, w]
+    is the mask and the masked image's latents of an inpainting model, else None; `added` is what SDXL is told besides,
+    else None: `text_embeds` [b, dim] and `time_ids` [b, 6] (height and width of the picture, its crop's top and left,
+    height and width of the target).
     """
 
     samples: list[int]
@@ -34,32 +37,34 @@ class Batch:
 
 
 def load_batch(session: Session, samples: Sequence[int], position: int) -> Batch:
-    """Latents and text of some samples, cached or made now; what is drawn depends on (seed, position, sample)."""
+    """What the visits of a micro-batch see, cached or made now; what is drawn depends on (seed, position, visit).
+
+    At `EVALUATION` nothing is drawn. `samples` are visits (`MicroBatch`) of one bucket.
+    """
     data, components = session.data, session.components
+    visits = data.visits(samples, seed=session.seed, position=position)
     condition = None
     if components.inpainting:
-        condition = data.inpainting_condition(components, samples, seed=session.seed, step=position)
-        condition = condition.to(session.device)
-    text = _text(session, samples)
+        condition = data.inpainting_condition(components, visits, seed=session.seed, position=position)
+        condition = moved(condition, session.device)
+    text = _text(session, [visit.caption for visit in visits])
     added = None
     if text.pooled is not None:
-        added = {"text_embeds": text.pooled, "time_ids": data.size_conditions(samples).to(session.device)}
+        sizes = torch.tensor([visit.frame.size_condition for visit in visits], dtype=torch.float32)
+        added = {"text_embeds": moved(text.pooled, session.device), "time_ids": moved(sizes, session.device)}
     return Batch(
         samples=list(samples),
-        latents=data.latents[list(samples)].to(session.device),
-        text=text.hidden,
+        latents=moved(data.latents.of(components.vae, visits), session.device),
+        text=moved(text.hidden, session.device),
         condition=condition,
         added=added,
     )
 
 
-def _text(session: Session, samples: Sequence[int]) -> TextEmbedding:
-    """Cached, unless the text encoder is trained: then it is run, with its gradient."""
-    data = session.data
+def _text(session: Session, captions: Sequence[str]) -> TextEmbedding:
+    """By frozen encoders, perhaps long ago; those that are trained are run, with their gradient."""
+    embeddings = session.data.embeddings
     if "text_encoder" in session.config.train.parts:
-        captions = [data.samples[sample].caption for sample in samples]
         with session.autocast():
-            return encode_text(session.components, captions, clip_skip=session.config.model.clip_skip)
-    cached = data.captions
-    pooled = None if cached.pooled is None else cached.pooled[list(samples)].to(session.device)
-    return TextEmbedding(cached.embeddings[list(samples)].to(session.device), pooled)
+            return embeddings.encode(session.wrapped, captions)
+    return embeddings.of(session.components, captions)

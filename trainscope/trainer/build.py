@@ -7,27 +7,37 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from trainscope.config.combinations import fsdp_problems
 from trainscope.config.load import ResolvedConfig
 from trainscope.config.model import PrecisionSection, RunConfig
 from trainscope.config.plan import plan_run
-from trainscope.errors import TrainingError
+from trainscope.errors import ConfigError, TrainingError
 from trainscope.trainer.checkpoints.weights import start_from_lora
 from trainscope.trainer.data.dataset import load_data
 from trainscope.trainer.ema import DTYPES, build_ema
+from trainscope.trainer.loss import build_objective
 from trainscope.trainer.models.load import Components, load_components
 from trainscope.trainer.models.lora import LoraPair, add_lora, trained_parameters
+from trainscope.trainer.noise import Draws
 from trainscope.trainer.optimizers import StochasticRounding, build_optimizer, build_scheduler
 from trainscope.trainer.optimizers.schedule import planned_schedule, schedule_after_resume
+from trainscope.trainer.parallel import replicate, shard
+from trainscope.trainer.processes import ALONE, Processes, asks_for_fsdp
 from trainscope.trainer.resume import Resume, seed_in_effect
 from trainscope.trainer.session import Session
 
 
 def build_session(
-    resolved: ResolvedConfig, *, resume: Resume | None = None, warn: Callable[[str], None] = lambda message: None
+    resolved: ResolvedConfig,
+    *,
+    resume: Resume | None = None,
+    warn: Callable[[str], None] = lambda message: None,
+    processes: Processes = ALONE,
 ) -> Session:
     """Build everything that `resolved` asks for; `warn` is told what the user should know of the data.
 
@@ -35,20 +45,23 @@ def build_session(
     the training began from, so that probes can measure the distance from there.
     """
     config = resolved.config
-    seed = _seed(config.run.seed, resume)
+    sharded = wants_shards(config, processes)
+    seed = processes.from_main(_seed(config.run.seed, resume))
     torch.manual_seed(seed)
-    device = choose_device(config.run.device)
+    device = processes.device or choose_device(config.run.device)
     compute_dtype = choose_compute_dtype(config.precision, device)
 
-    components = load_components(config.model.base, base_dir=resolved.base_dir)
-    for encoder in components.text_encoders:
-        encoder.to(dtype=DTYPES[config.precision.base])
+    components = load_components(**config.model.sources(), base_dir=resolved.base_dir, warn=warn)
+    for model in (components.vae, *components.text_encoders):
+        model.to(dtype=DTYPES[config.precision.base])
     for model in (components.vae, *components.models.values()):
         model.to(device)
+    objective = build_objective(config, components.noise_scheduler, device)
     data = load_data(resolved, components, warn=warn)
-    plan = plan_run(config, len(data.train))
+    plan = plan_run(config, len(data.train), buckets=data.counts, processes=processes.count)
 
     pairs = make_trainable(resolved, components, seed)
+    wrapped = wrap(components, config, processes, sharded=sharded)
     params = trained_parameters(components.models)
     tensors = list(params.values())
     if config.lora.init_from is not None:
@@ -72,6 +85,8 @@ def build_session(
         device=device,
         compute_dtype=compute_dtype,
         components=components,
+        wrapped=wrapped,
+        processes=processes,
         params=params,
         pairs=pairs,
         optimizer=optimizer,
@@ -84,6 +99,8 @@ def build_session(
         rounding=rounding,
         ema=build_ema(config.ema, tensors),
         data=data,
+        draws=Draws(config.noise, seed),
+        objective=objective,
     )
 
 
@@ -99,11 +116,13 @@ def make_trainable(resolved: ResolvedConfig, components: Components, seed: int) 
     config = resolved.config
     pairs: list[LoraPair] = []
     for component, model in components.models.items():
-        if _part(component) not in config.train.parts:
+        trained = _part(component) in config.train.parts
+        # The gradient of a text encoder comes through the UNet, trained or not.
+        if config.train.gradient_checkpointing and (trained or component == "unet"):
+            _checkpoint_activations(model)
+        if not trained:
             model.to(dtype=DTYPES[config.precision.base])
             continue
-        if config.train.gradient_checkpointing:
-            _checkpoint_activations(model)
         model.train()
         if config.train.method == "finetune":
             model.to(dtype=DTYPES[config.precision.weights]).requires_grad_(True)
@@ -116,6 +135,36 @@ def make_trainable(resolved: ResolvedConfig, components: Components, seed: int) 
 def _part(component: str) -> str:
     """The entry of `train.parts` that a component belongs to."""
     return component.removesuffix("_2")
+
+
+def wants_shards(config: RunConfig, processes: Processes) -> bool:
+    """Whether to train with FSDP. Raises `ConfigError` where that was asked for and cannot be."""
+    asked = config.train.parallel == "fsdp" or (config.train.parallel == "auto" and asks_for_fsdp())
+    if not asked:
+        return False
+    problems = list(fsdp_problems(config))
+    if processes.alone:
+        problems.append('train.parallel = "fsdp" with one process: there is nobody to share the weights with')
+    if problems:
+        raise ConfigError(
+            "FSDP cannot train this:", problems=problems, hint="torchrun --nproc-per-node N starts several"
+        )
+    return True
+
+
+def wrap(components: Components, config: RunConfig, processes: Processes, *, sharded: bool) -> Components:
+    """The components as the training calls them: replicated or sharded over the processes, or as they are."""
+    trained = {name: model for name, model in components.models.items() if _part(name) in config.train.parts}
+    if sharded:
+        for model in trained.values():
+            shard(model, processes)
+        return components
+    models = {
+        name: replicate(model, processes, all_used=name == "unet") if name in trained else model
+        for name, model in components.models.items()
+    }
+    encoders = tuple(model for name, model in models.items() if name != "unet")
+    return replace(components, unet=models["unet"], text_encoders=encoders)
 
 
 def by_component(params: Mapping[str, torch.nn.Parameter]) -> dict[str, list[torch.nn.Parameter]]:
@@ -140,6 +189,8 @@ def _add_lora(config: RunConfig, component: str, model: torch.nn.Module, seed: i
         alpha=lora.alpha,
         dropout=lora.dropout,
         targets=lora.targets if component == "unet" else lora.text_encoder_targets,
+        conv_rank=lora.conv_rank if component == "unet" else None,
+        conv_alpha=lora.conv_alpha if component == "unet" else None,
         dtype=DTYPES[config.precision.weights],
         seed=seed,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from trainscope.trainer.session import Session
@@ -21,6 +22,12 @@ class Progress:
 
 class Callback:
     """Called by the loop. Every method does nothing unless overridden."""
+
+    wants_to_stop = False
+    """Set it to end the training as a signal would: after the micro-batch that is under way, and with a checkpoint."""
+
+    def on_run(self, run: Path) -> None:
+        """The run directory is there; this segment has written nothing to it yet."""
 
     def on_start(self, session: Session) -> None:
         """Everything is built; nothing has been measured or stepped."""

@@ -1,6 +1,8 @@
 """The held-out loss: the same images, noise and timesteps at every evaluation of every run.
 
-Diffusion loss is noise; only with its draws fixed does it tell what was learned. Knows nothing of the run's seed.
+Diffusion loss is noise; only with its draws fixed does it tell what was learned. It is the plain mean squared error at
+plain noise over all timesteps, whatever `train.loss` and `[noise]` say, so that runs which train differently compare.
+Knows nothing of the run's seed.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
+from trainscope.config.buckets import Size
 from trainscope.trainer.batch import load_batch
-from trainscope.trainer.diffusion import denoising_loss
-from trainscope.trainer.noise import generator, noise_like, spread_timesteps
+from trainscope.trainer.data.visits import EVALUATION
+from trainscope.trainer.diffusion import denoise
+from trainscope.trainer.loss import Objective
+from trainscope.trainer.noise import Draw, generator, noise_like, spread_timesteps
 from trainscope.trainer.session import Session
 
 EVAL_SEED = 0
@@ -28,14 +33,25 @@ def evaluate(session: Session) -> float:
     with ExitStack() as stack:
         for model in session.trained_models:
             stack.enter_context(_no_dropout(model))
-        losses = [_losses(session, range(start, min(start + BATCH, draws)), draws) for start in range(0, draws, BATCH)]
+        losses = [_losses(session, numbers, draws) for numbers in _batches(session, draws)]
     return float(torch.cat(losses).double().mean())
 
 
-def _losses(session: Session, numbers: range, draws: int) -> Tensor:
+def _batches(session: Session, draws: int) -> Iterator[list[int]]:
+    """The numbers of the draws in batches, each of pictures of one bucket."""
+    data = session.data
+    groups: dict[Size, list[int]] = {}
+    for number in range(draws):
+        groups.setdefault(data.buckets[data.evaluation[number % len(data.evaluation)]], []).append(number)
+    for numbers in groups.values():
+        for start in range(0, len(numbers), BATCH):
+            yield numbers[start : start + BATCH]
+
+
+def _losses(session: Session, numbers: list[int], draws: int) -> Tensor:
     held_out = session.data.evaluation
     samples = [held_out[number % len(held_out)] for number in numbers]
-    batch = load_batch(session, samples, position=-1)
+    batch = load_batch(session, samples, position=EVALUATION)
     noise = torch.cat(
         [
             noise_like(batch.latents.shape[1:], seed=EVAL_SEED, step=number, samples=[0], purpose="eval")
@@ -45,8 +61,9 @@ def _losses(session: Session, numbers: range, draws: int) -> Tensor:
     # Evenly spread over the timesteps, in an order that does not follow that of the samples.
     total = session.components.noise_scheduler.config.num_train_timesteps
     order = torch.randperm(draws, generator=generator(EVAL_SEED, "eval order"))
-    timesteps = spread_timesteps(draws, high=total)[order][list(numbers)]
-    return denoising_loss(session, batch, noise.to(session.device), timesteps.to(session.device))
+    timesteps = spread_timesteps(draws, high=total)[order][numbers]
+    plain = Objective(session.objective.prediction)
+    return denoise(session, batch, Draw(noise, noise, timesteps).to(session.device), plain).losses
 
 
 @contextmanager

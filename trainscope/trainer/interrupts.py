@@ -1,9 +1,9 @@
-"""Signals that end a training in order. Knows nothing of what is training."""
+"""Signals, and others who may ask, that end a training in order. Knows nothing of what is training."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,17 +13,18 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 class Interrupt:
     """True once the training is to stop, after the micro-batch that is under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Callable[[], bool]) -> None:
         self.signals: list[int] = []
+        self._asked = asked
 
     def __bool__(self) -> bool:
-        return bool(self.signals)
+        return bool(self.signals) or self._asked()
 
 
 @contextmanager
-def interrupts() -> Iterator[Interrupt]:
-    """Within it SIGINT, SIGTERM and SIGHUP only ask for a stop; a second SIGINT stops at once."""
-    seen = Interrupt()
+def interrupts(asked: Callable[[], bool] = lambda: False) -> Iterator[Interrupt]:
+    """Within it SIGINT, SIGTERM and SIGHUP only ask for a stop, as `asked` may; a second SIGINT stops at once."""
+    seen = Interrupt(asked)
 
     def handle(number: int, _frame: Any) -> None:
         seen.signals.append(number)

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from trainscope.trainer.batch import load_batch
 from trainscope.trainer.callbacks import Callback
-from trainscope.trainer.data.order import MicroBatch
-from trainscope.trainer.diffusion import denoising_loss, draw_noise
+from trainscope.trainer.data.order import MicroBatch, sample_of
+from trainscope.trainer.diffusion import denoise
 from trainscope.trainer.interrupts import Interrupt
+from trainscope.trainer.parallel import whole, without_averaging
+from trainscope.trainer.processes import Processes
 from trainscope.trainer.recorder import Recorder
 from trainscope.trainer.session import Accumulated, Session
 
@@ -62,24 +64,35 @@ def optimizer_step(
     if carried is None:
         carried = Accumulated(0, torch.zeros((), device=session.device), _grad_norm(session.tensors))
     loss, leftover = carried.loss, carried.leftover
+    recorder.continue_step(carried.seen)
+    processes = session.processes
     for done, micro_batch in enumerate(micro_batches[carried.count :], start=carried.count + 1):
+        own = processes.share(micro_batch.samples)
         with watch("data"):
-            batch = load_batch(session, micro_batch.samples, micro_batch.position)
-            noise, timesteps = draw_noise(session, batch, micro_batch.position)
-        with watch("forward"):
-            # Divided by the step's samples, not by its micro-batches: a short last batch weighs no more than its share.
-            micro_loss = denoising_loss(session, batch, noise, timesteps).sum() / samples
-        with watch("backward"):
-            session.scaler.scale(micro_loss).backward()
+            # With nothing to do in a short batch, a process still takes part in averaging: with a loss of 0.
+            batch = load_batch(session, own or micro_batch.samples[:1], micro_batch.position)
+            draw = session.draws.at(micro_batch.position, batch.samples, batch.latents.shape[1:])
+            draw_there = draw.to(session.device)
+        with without_averaging(session.wrapped_models if done < len(micro_batches) else ()):
+            with watch("forward"):
+                # Divided by the step's samples, not by its micro-batches: a short last batch weighs no more than its
+                # share. Gradients are averaged over the processes, and so are losses.
+                share = processes.count / samples if own else 0.0
+                denoised = denoise(session, batch, draw_there, session.objective)
+                micro_loss = denoised.weighted.sum() * share
+            if own:
+                recorder.micro_batch(micro_batch.position, batch, draw, denoised)
+            with watch("backward"):
+                session.scaler.scale(micro_loss).backward()
         loss = loss + micro_loss.detach()
         session.micro_step += 1
         for callback in callbacks:
             callback.after_micro_batch(session)
-        if interrupted and done < len(micro_batches):
-            session.accumulated = Accumulated(done, loss, leftover)
+        if interrupted and done < len(micro_batches) and processes.alone:
+            session.accumulated = Accumulated(done, loss, leftover, recorder.unfinished_step())
             return False
     for micro_batch in micro_batches:
-        _record_order(recorder, session.step + 1, micro_batch)
+        _record_order(recorder, session.step + 1, micro_batch, processes)
 
     for callback in callbacks:
         callback.before_optimizer(session)
@@ -98,13 +111,13 @@ def optimizer_step(
                     session.ema.step(session.tensors)
     session.step += 1
 
-    values = {"loss": loss, "grad_norm": grad_norm, "grad_norm_before_backward": leftover}
+    values = {"loss": processes.mean(loss), "grad_norm": grad_norm, "grad_norm_before_backward": leftover}
     if clip_coef is not None:
         values["clip_coef"] = clip_coef
     recorder.step_done(
         values,
         {
-            "samples": samples,
+            "samples": sum(len(processes.share(batch.samples)) for batch in micro_batches),
             "micro_steps": len(micro_batches),
             "optimizer_steps": session.optimizer_steps,
             "skipped": skipped,
@@ -119,9 +132,9 @@ def optimizer_step(
     return True
 
 
-def _record_order(recorder: Recorder, step: int, batch: MicroBatch) -> None:
-    for sample in batch.samples:
-        recorder.add_row("order", step=step, sample=sample, epoch=batch.epoch, position=batch.position)
+def _record_order(recorder: Recorder, step: int, batch: MicroBatch, processes: Processes) -> None:
+    for visit in processes.share(batch.samples):
+        recorder.add_row("order", step=step, sample=sample_of(visit), epoch=batch.epoch, position=batch.position)
 
 
 def _step(session: Session) -> bool:
@@ -154,4 +167,4 @@ def _grad_norm(tensors: Sequence[Tensor]) -> Tensor:
     grads = [tensor.grad for tensor in tensors if tensor.grad is not None]
     if not grads:
         return torch.zeros((), device=tensors[0].device)
-    return torch.nn.utils.get_total_norm([grad.float() for grad in grads])
+    return whole(torch.nn.utils.get_total_norm([grad.float() for grad in grads]))

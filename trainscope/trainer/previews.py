@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from PIL import Image
@@ -62,10 +63,13 @@ class Previews:
             seed=section.seed,
             width=width,
             height=height,
+            encode=partial(session.data.embeddings.encode, session.components),
             autocast_dtype=None if session.compute_dtype == torch.float32 else session.compute_dtype,
             inpaint_image=image,
             inpaint_mask=mask,
         )
+        if not session.processes.is_main:
+            return
         for number, (prompt, picture) in enumerate(zip(self.prompts, images, strict=True)):
             path = f"samples/step-{session.step:08d}-{number}-{which}.png"
             picture.save(self.run.path / path)

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -17,20 +17,29 @@ import torch
 from torch import Tensor
 
 from trainscope.probes.adapters import AdaptersProbe
+from trainscope.probes.batches import BatchesProbe
 from trainscope.probes.ema import EmaProbe
 from trainscope.probes.groups import GroupsProbe
+from trainscope.probes.losses import LossesProbe
 from trainscope.probes.params import ParamsProbe
-from trainscope.probes.pending import Pending, collect
+from trainscope.probes.pending import Part, Pending, collect, join
 from trainscope.probes.tensors import TensorsProbe
 from trainscope.runlog.tables import TABLES
 from trainscope.runlog.writer import RecordError, RunWriter
 from trainscope.schema import Record
+from trainscope.trainer.batch import Batch
 from trainscope.trainer.cadence import Cadence
 from trainscope.trainer.callbacks import Callback, Progress
+from trainscope.trainer.diffusion import Denoised
+from trainscope.trainer.noise import Draw
 from trainscope.trainer.session import Session
 
 T = TypeVar("T")
 
+PER_PROCESS = ("steps", "order", "batches", "losses", "checksums")
+"""Tables that every process writes; in the others all would write the same."""
+SHARDED = "the weights are spread over processes"
+"""Why a table is absent under FSDP."""
 DRAIN_STEPS = 10
 """Steps whose values stay on the device before they are brought over at once."""
 
@@ -55,14 +64,21 @@ class Recorder:
         """Seconds of the step under way, by table; "drain" is what bringing the values over took."""
         self._late_seconds = 0.0
         self._failed: set[str] = set()
+        self._is_main = session.processes.is_main
         self._saw_nonfinite = False
         self._cadence = Cadence(session.config.probes, last_step=session.plan.steps, settled=settled_cadence)
-        self._params = self._try("params", lambda: ParamsProbe(session.params))
+        self._params = self._try("params", lambda: ParamsProbe(session.params)) if self._is_main else None
         self._tensors = self._make("tensors", lambda: TensorsProbe(session.params, session.optimizer))
-        self._ema = self._make("ema", lambda: EmaProbe(session.params)) if session.ema else None
+        ema = session.ema
+        self._ema = self._make("ema", lambda: EmaProbe(session.params, ema.shadow_params[0].device)) if ema else None
         session.probes_every = self._cadence.every
         self._adapters = self._make("adapters", lambda: AdaptersProbe(session.pairs)) if session.pairs else None
-        self._groups = self._try("groups", lambda: GroupsProbe(session.optimizer, session.scheduler))
+        groups = self._try("groups", lambda: GroupsProbe(session.optimizer, session.scheduler))
+        self._groups = groups if self._is_main else None
+        self._losses = LossesProbe(session.components.noise_scheduler.config.num_train_timesteps)
+        self._batches = BatchesProbe() if self._is_asked_for("batches") else None
+        self._seen: defaultdict[str, list[Part]] = defaultdict(list)
+        """Of the step under way, by table; rows are written when it is done."""
 
     def start(self) -> None:
         """Record what is known before the first step."""
@@ -78,11 +94,43 @@ class Recorder:
                 self.absent("tensors", column, reason)
         if session.device.type == "cpu":
             self.absent("steps", "memory_bytes", "the run's device is the CPU")
+        if self._batches and not session.components.inpainting:
+            for column in ("mask_area", "mask_nonbinary"):
+                self.absent("batches", column, "the model takes no mask")
         self.flush()
 
     def look_closely(self, steps: int) -> None:
         """Look at each of the next steps, whatever the cadence."""
         self._cadence.look_closely(until=self._session.step + steps)
+
+    def continue_step(self, seen: Mapping[str, Part]) -> None:
+        """A step begins, with what was seen of the micro-batches that an earlier part of the run did of it."""
+        self._seen = defaultdict(list, {table: [part] for table, part in seen.items()})
+
+    def unfinished_step(self) -> dict[str, Part]:
+        """What was seen of a step that stops between two micro-batches."""
+        return {table: join(parts) for table, parts in self._seen.items() if table not in self._failed}
+
+    def micro_batch(self, position: int, batch: Batch, draw: Draw, denoised: Denoised) -> None:
+        """Between the forward and the backward pass of a micro-batch; `draw` is on the host."""
+        if "losses" not in self._failed:
+            with self.guarded("losses"):
+                seen = self._losses.see(draw.timesteps.tolist(), denoised.losses, denoised.weighted)
+                self._seen["losses"].append(seen)
+        if self._batches and self._due("batches", self._session.step + 1):
+            with self.guarded("batches"):
+                seen = self._batches.see(
+                    position,
+                    latents=batch.latents,
+                    text=batch.text,
+                    mask=None if batch.condition is None else batch.condition[:, :1],
+                    noise=draw.noise,
+                    target=denoised.target,
+                    target_kind=self._session.objective.prediction,
+                    prediction=denoised.prediction,
+                    weights=denoised.weights,
+                )
+                self._seen["batches"].append(seen)
 
     def before_step(self) -> None:
         """Right before the optimizer's step, gradients unscaled and clipped."""
@@ -127,6 +175,7 @@ class Recorder:
             record = self._try("groups", lambda: groups.after_step(session.step))
             if record:
                 self._add(record)
+        self._finish_step()
         spent, self._spent = self._spent, defaultdict(float)
         probe_seconds = sum(spent.values())
         # Recording is part of the step, also what is done after the loop stopped its watch.
@@ -142,7 +191,7 @@ class Recorder:
                 values=torch.stack([value.detach().double() for value in values.values()]).unsqueeze(1),
             )
         )
-        always = spent["groups"]
+        always = spent["groups"] + spent["losses"]
         if self._cadence.learn(
             step_seconds=seconds - probe_seconds, look_seconds=probe_seconds - always, always_seconds=always
         ):
@@ -151,6 +200,15 @@ class Recorder:
         # While the cadence is being found, a look's cost must be known with that of bringing its values over.
         if session.step % DRAIN_STEPS == 0 or self._cadence.every is None:
             self.drain()
+
+    def _finish_step(self) -> None:
+        """The rows of what was seen of the step that is over."""
+        seen, self._seen = self._seen, defaultdict(list)
+        probes: dict[str, LossesProbe | BatchesProbe | None] = {"losses": self._losses, "batches": self._batches}
+        for table, probe in probes.items():
+            if probe is not None and seen[table] and table not in self._failed:
+                with self.guarded(table):
+                    self._pending.append(probe.rows(self._session.step, seen[table]))
 
     def drain(self) -> None:
         """Bring over what is still on the device, and let the writer write if it is time."""
@@ -171,15 +229,21 @@ class Recorder:
         self._write(self._writer.flush)
 
     def add_row(self, table: str, /, **values: Any) -> None:
+        if not (self._is_main or table in PER_PROCESS):
+            return
         self._writer.add_row(table, **values)
 
     def event(self, kind: str, **detail: Any) -> None:
         """Something happened; the detail's keys are fixed for each kind."""
-        self._writer.add_row(
+        self.add_row(
             "events", step=self._session.step, time=time.time(), kind=kind, detail=json.dumps(detail, default=str)
         )
         for callback in self._callbacks:
             callback.on_event(kind, detail)
+
+    def fallback(self, message: str) -> None:
+        """Something is done in another way than was asked for."""
+        self.event("fallback", message=message)
 
     def _collected(self, pending: Sequence[Pending]) -> list[Record]:
         try:
@@ -226,10 +290,20 @@ class Recorder:
             callback.on_progress(Progress(step, self._session.plan.steps, loss, effective_lr, seconds))
 
     def _make(self, table: str, make: Callable[[], T]) -> T | None:
-        if table not in self._session.config.probes.tables:
-            self.absent(table, None, "not among probes.tables")
+        if not self._is_asked_for(table):
+            return None
+        if self._session.is_sharded:
+            self.absent(table, None, SHARDED)
+            return None
+        if not self._is_main:
             return None
         return self._try(table, make)
+
+    def _is_asked_for(self, table: str) -> bool:
+        asked = table in self._session.config.probes.tables
+        if not asked:
+            self.absent(table, None, "not among probes.tables")
+        return asked
 
     def _try(self, table: str, do: Callable[[], T]) -> T | None:
         done: list[T] = []
@@ -265,4 +339,4 @@ class Recorder:
         """Say in `coverage` why a column, or a whole table, is not recorded."""
         names = [column] if column else [c.name for c in TABLES[table].columns]
         for name in names:
-            self._writer.add_row("coverage", table=table, column=name, reason=reason)
+            self.add_row("coverage", table=table, column=name, reason=reason)

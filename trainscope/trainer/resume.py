@@ -49,7 +49,7 @@ class Resume:
     @property
     def saved_schedule(self) -> Schedule:
         found = self.state.scheduler["schedule"] if self.state.scheduler else self.state.training["schedule"]
-        return Schedule(str(found["type"]), int(found["steps"]), int(found["warmup_steps"]))
+        return Schedule.from_json(found)
 
 
 def find_checkpoint(resolved: ResolvedConfig, wanted: str, out: Path | None) -> tuple[Path, RunDir | None]:
@@ -110,15 +110,22 @@ def read_resume(resolved: ResolvedConfig, checkpoint: Path, run: RunDir | None) 
     )
 
 
-def check_against_data(resume: Resume, resolved: ResolvedConfig, plan: Plan, identity: str) -> None:
-    """What only the images and the number of steps tell. Raises `ConfigError`."""
+def check_against_data(resume: Resume, resolved: ResolvedConfig, plan: Plan, identity: str, processes: int = 1) -> None:
+    """What only the images, the number of steps and that of the processes tell. Raises `ConfigError`."""
     problems = []
+    saved_processes = resume.state.training.get("processes", 1)
+    if processes != saved_processes:
+        problems.append(
+            f"{processes} processes: were {saved_processes}, and the place in the data is counted in batches of all of "
+            f"them; start {saved_processes}"
+        )
     if identity != resume.state.training["samples"]:
         way = "lora.init_from" if resolved.config.train.method == "lora" else "model.base"
         weights = weights_path(resume.checkpoint, resolved.config.train.method)
         problems.append(
-            "data: the images or captions that are trained on differ from those at the save, so the place in their "
-            f'order means nothing; start a new run from the weights, with {way} = "{weights}"'
+            "data: the images or captions that are trained on, their buckets or their repeats differ from those at the "
+            "save, so the place in their order means nothing; start a new run from the weights, with "
+            f'{way} = "{weights}"'
         )
     saved = resume.saved_schedule
     ends = resume.step - resume.saved_position + saved.steps

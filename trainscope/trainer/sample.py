@@ -7,29 +7,23 @@ states are afterwards what they were. Knows nothing of when to sample, or of whe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from trainscope.errors import DataError, ModelError
 from trainscope.trainer.models.load import Components
+from trainscope.trainer.models.pipelines import build_pipeline
 from trainscope.trainer.models.quiet import quiet_libraries
-
-SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {"set_alpha_to_one": False, "clip_sample": False}),
-    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-    "dpm++ 2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-}
-"""Samplers by the names that user interfaces give them: diffusers' class, and what to set beside the schedule."""
+from trainscope.trainer.models.text import TextEmbedding, encode_text
+from trainscope.trainer.models.vae import vae_decode, vae_encode
+from trainscope.trainer.samplers import build_sampler
 
 
 def sample_images(
@@ -44,70 +38,54 @@ def sample_images(
     seed: int = 0,
     width: int = 512,
     height: int = 512,
+    encode: Callable[[Sequence[str]], TextEmbedding] | None = None,
     autocast_dtype: torch.dtype | None = None,
     inpaint_image: Image.Image | None = None,
     inpaint_mask: Image.Image | None = None,
 ) -> list[Image.Image]:
     """Generate one RGB image of `width` x `height` px (multiples of 8) for each prompt, each from the same `seed`.
 
-    `unet` may be a copy with other weights (EMA) and in any floating-point dtype: its inputs are cast to its own, and
-    the latents stay in the VAE's. A prompt's image does not depend on the other prompts. An inpainting model paints
-    the light part of `inpaint_mask` in `inpaint_image`; without them the whole of a grey picture.
+    `encode` reads prompts as training reads captions; plain `encode_text` if None. `unet` may be a copy with other
+    weights (EMA) and in any floating-point dtype: its inputs are cast to its own, and the latents stay float32. A
+    prompt's image does not depend on the other prompts. An inpainting model paints the light part of `inpaint_mask` in
+    `inpaint_image`; without them the whole of a grey picture. Non-finite pixels come out black.
     Raises `ModelError` for an unknown sampler or an impossible size.
     """
     scheduler = build_sampler(sampler, components.noise_scheduler)
+    encode = encode or partial(encode_text, components)
     if width % 8 or height % 8 or min(width, height) < 8:
         raise ModelError(f"a sample of {width}x{height} px is impossible: sides are multiples of 8")
     weight = next(unet.parameters())
     device = weight.device
-    modules = [unet, components.vae, components.text_encoder]
     images: list[Image.Image] = []
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(quiet_libraries())
         stack.enter_context(_rng_untouched(device))
-        for module in modules:
+        for module in (unet, components.vae, *components.text_encoders):
             stack.enter_context(_evaluating(module))
             stack.enter_context(_on_device(module, device))
         stack.enter_context(_casting(unet, weight.dtype))
-        stack.enter_context(
-            torch.autocast(device.type, dtype=autocast_dtype) if autocast_dtype is not None else nullcontext()
-        )
-        pipeline = _build_pipeline(components, unet, scheduler)
-        extra: dict[str, Any] = {}
+        pipeline = build_pipeline(components, unet=unet, scheduler=scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        fixed: dict[str, Any] = {}
         if components.inpainting:
-            extra["image"] = _fitted(inpaint_image, "RGB", (128, 128, 128), width, height)
-            extra["mask_image"] = _fitted(inpaint_mask, "L", 255, width, height)
-        latent_dtype = components.vae.dtype
+            fixed = _to_paint(components, pipeline, inpaint_image, inpaint_mask, width, height)
         for prompt in prompts:
-            positive, negative = pipeline.encode_prompt(prompt, device, 1, guidance > 1, negative_prompt)
-            latents = pipeline(
-                prompt_embeds=positive.to(latent_dtype),
-                negative_prompt_embeds=None if negative is None else negative.to(latent_dtype),
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                width=width,
-                height=height,
-                generator=torch.Generator().manual_seed(seed),
-                output_type="latent",
-                **extra,
-            ).images
-            pixels = components.vae.decode(latents.to(latent_dtype) / components.vae.config.scaling_factor).sample
-            images += pipeline.image_processor.postprocess(pixels.float(), output_type="pil")
+            with _autocast(device, autocast_dtype):
+                latents = pipeline(
+                    **_text(encode, prompt, negative_prompt if guidance > 1 else None),
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    width=width,
+                    height=height,
+                    generator=torch.Generator().manual_seed(seed),
+                    output_type="latent",
+                    **fixed,
+                ).images
+            pixels = vae_decode(components.vae, latents)
+            images += pipeline.image_processor.postprocess(pixels.nan_to_num(nan=-1.0), output_type="pil")
     return images
-
-
-def build_sampler(sampler: str, noise_scheduler: Any) -> Any:
-    """The scheduler of diffusers for `sampler`, with the schedule and the prediction type of `noise_scheduler`."""
-    if sampler not in SAMPLERS:
-        near = get_close_matches(sampler, SAMPLERS, n=1)
-        question = f"; did you mean {near[0]!r}?" if near else ""
-        raise ModelError(f"there is no sampler {sampler!r}{question}", hint=f"the samplers are {', '.join(SAMPLERS)}")
-    with quiet_libraries():
-        import diffusers
-
-        name, settings = SAMPLERS[sampler]
-        return getattr(diffusers, name).from_config(noise_scheduler.config, **settings)
 
 
 def image_digest(image: Image.Image) -> str:
@@ -124,28 +102,42 @@ def image_distance(a: Image.Image, b: Image.Image) -> float:
     return float(np.sqrt(np.mean((first - second) ** 2)))
 
 
-def _build_pipeline(components: Components, unet: Any, scheduler: Any) -> Any:
-    from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
+def _text(encode: Callable[[Sequence[str]], TextEmbedding], prompt: str, negative: str | None) -> dict[str, Tensor]:
+    """A prompt, and what it is guided away from, as the pipelines take them; both are of one length."""
+    encoded = encode([prompt] if negative is None else [prompt, negative])
+    named = {"prompt_embeds": encoded.hidden}
+    if encoded.pooled is not None:
+        named["pooled_prompt_embeds"] = encoded.pooled
+    rows = {name: rows.float() for name, rows in named.items()}
+    given = {name: row[:1] for name, row in rows.items()}
+    if negative is not None:
+        given |= {f"negative_{name}": row[1:] for name, row in rows.items()}
+    return given
 
-    pipeline_class = StableDiffusionInpaintPipeline if components.inpainting else StableDiffusionPipeline
-    pipeline = pipeline_class(
-        vae=components.vae,
-        text_encoder=components.text_encoder,
-        tokenizer=components.tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+
+def _to_paint(
+    components: Components, pipeline: Any, image: Image.Image | None, mask: Image.Image | None, width: int, height: int
+) -> dict[str, Any]:
+    """What an inpainting pipeline is given besides; the masked picture is encoded as it is in training."""
+    picture = _fitted(image, "RGB", (128, 128, 128), width, height)
+    light = _fitted(mask, "L", 255, width, height)
+    pixels = pipeline.image_processor.preprocess(picture, height=height, width=width)
+    kept = pipeline.mask_processor.preprocess(light, height=height, width=width) < 0.5
+    return {
+        "image": picture,
+        "mask_image": light,
+        "masked_image_latents": vae_encode(components.vae, pixels * kept),
+    }
 
 
 def _fitted(image: Image.Image | None, mode: str, blank: Any, width: int, height: int) -> Image.Image:
     if image is None:
         return Image.new(mode, (width, height), blank)
     return image.convert(mode).resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 @contextmanager

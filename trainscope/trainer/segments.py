@@ -90,8 +90,9 @@ def record_crash(
             detail=json.dumps({"error": type(error).__name__, "message": str(error)[:500]}),
         )
         writer.flush()
-    with contextlib.suppress(OSError):
-        finish_segment(run, "crashed", session)
+    if session.processes.is_main:
+        with contextlib.suppress(OSError):
+            finish_segment(run, "crashed", session)
 
 
 def _as_text(value: Any) -> str | None:

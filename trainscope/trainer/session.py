@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainscope.config.load import ResolvedConfig
 from trainscope.config.model import RunConfig
 from trainscope.config.plan import Plan
 from trainscope.probes.fingerprint import digest_of_all
+from trainscope.probes.pending import Part
 from trainscope.trainer.data.dataset import TrainingData
 from trainscope.trainer.ema import averaged_weights
+from trainscope.trainer.loss import Objective
 from trainscope.trainer.models.load import Components
 from trainscope.trainer.models.lora import LoraPair
+from trainscope.trainer.noise import Draws
 from trainscope.trainer.optimizers import StochasticRounding
 from trainscope.trainer.optimizers.schedule import Schedule
 from trainscope.trainer.optimizers.schedulefree import point, weights_at_x
+from trainscope.trainer.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Accumulated:
     """Their share of the step's mean loss, a scalar."""
     leftover: Tensor
     """‖g‖₂ that was there before the first of them, a scalar."""
+    seen: dict[str, Part] = field(default_factory=dict)
+    """What the probes saw of them, by table: rows are written when the step is done."""
 
 
 @dataclass
@@ -47,6 +54,9 @@ class Session:
     device: torch.device
     compute_dtype: torch.dtype
     components: Components
+    wrapped: Components
+    """The same, as the training calls them: in several processes they average their gradients."""
+    processes: Processes
     params: dict[str, torch.nn.Parameter]
     """The trained tensors by component and name: unet.conv_in.weight."""
     pairs: list[LoraPair]
@@ -60,6 +70,10 @@ class Session:
     rounding: StochasticRounding | None
     ema: EMAModel | None
     data: TrainingData
+    draws: Draws
+    """The noise and the timesteps."""
+    objective: Objective
+    """What is minimised."""
     step: int = 0
     micro_step: int = 0
     optimizer_steps: int = 0
@@ -87,6 +101,16 @@ class Session:
         """The models that have trained tensors."""
         components = {name.partition(".")[0] for name in self.params}
         return [model for name, model in self.components.models.items() if name in components]
+
+    @property
+    def wrapped_models(self) -> list[torch.nn.Module]:
+        """Those of them that average gradients over the processes, as the training calls them."""
+        components = {name.partition(".")[0] for name in self.params}
+        return [] if self.processes.alone else [m for name, m in self.wrapped.models.items() if name in components]
+
+    @property
+    def is_sharded(self) -> bool:
+        return any(isinstance(tensor, DTensor) for tensor in self.params.values())
 
     @property
     def tensors(self) -> list[torch.nn.Parameter]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from trainscope.runlog.rundir import RunDir
+from trainscope.trainer.cadence import planned_saves
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.checkpoints.restore import restore
 from trainscope.trainer.checkpoints.save import save_checkpoint
@@ -36,8 +37,9 @@ class Finished:
     step: int
     checkpoint: Path
     model: Path
-    """Folder of the model that it began from."""
+    """Folder or file of the model that it began from."""
     inpainting: bool
+    sdxl: bool
 
 
 @dataclass
@@ -85,10 +87,11 @@ class Training:
             self.previews.remember(done)
         eval_steps = _moments(config.eval.every_steps, last, parts=10)
         sample_steps = _moments(config.sample.every_steps, last, parts=4)
-        save_steps = _moments(config.checkpoint.every_steps, last, parts=1)
+        save_steps = planned_saves(session)
         carried = session.accumulated.count if session.accumulated else 0
+        processes = session.processes
         batches = session.data.micro_batches(
-            config.train.batch_size, seed=session.seed, start=session.micro_step - carried
+            config.train.batch_size * processes.count, seed=session.seed, start=session.micro_step - carried
         )
         status = "completed"
         while True:
@@ -99,10 +102,11 @@ class Training:
                     self._sample()
             if session.step == last:
                 break
-            if self.interrupted or session.step == self.stop_at:
+            # Also where the others wait for the first, which evaluates and samples.
+            if processes.any(bool(self.interrupted)) or session.step == self.stop_at:
                 status = "interrupted"
                 break
-            if session.step and session.step != done and session.step in save_steps:
+            if session.step != done and session.step in save_steps:
                 self._save()
             step = [next(batches) for _ in range(config.train.gradient_accumulation)]
             if not optimizer_step(session, step, self.recorder, self.callbacks, self.interrupted):
@@ -112,12 +116,21 @@ class Training:
         if status == "interrupted":
             self.recorder.event("interrupt", step=session.step)
         self.recorder.flush()
-        finish_segment(self.run, status, session)
-        components = session.components
-        return Finished(self.run, status, session.step, checkpoint, components.location, components.inpainting)
+        if processes.is_main:
+            finish_segment(self.run, status, session)
+        processes.wait()
+        model = session.components
+        return Finished(self.run, status, session.step, checkpoint, model.location, model.inpainting, model.sdxl)
+
+    @property
+    def _looks(self) -> bool:
+        """Whether this process evaluates and samples: the first does, and all must where weights are spread."""
+        return self.session.processes.is_main or self.session.is_sharded
 
     def _evaluate(self) -> None:
         session, recorder = self.session, self.recorder
+        if not self._looks:
+            return
         for which in session.weight_sets:
             with session.weights(which):
                 mode, loss = session.point(which), evaluate(session)
@@ -134,7 +147,8 @@ class Training:
 
     def _sample(self) -> None:
         self.witness.checksum("before_sample")
-        self.previews.make()
+        if self._looks:
+            self.previews.make()
         self.witness.checksum("after_sample")
 
     def _save(self) -> Path:

@@ -6,12 +6,13 @@ Reads the session, changes nothing. Knows nothing of checkpoints' files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from trainscope.config.changes import Change
+from trainscope.config.optimizer import component_lr
 from trainscope.probes.continuity import Name, compare
 from trainscope.probes.fingerprint import (
     Piece,
@@ -26,7 +27,7 @@ from trainscope.probes.fingerprint import (
     tensor_pieces,
 )
 from trainscope.trainer.checkpoints.restore import Restored
-from trainscope.trainer.recorder import Recorder
+from trainscope.trainer.recorder import SHARDED, Recorder
 from trainscope.trainer.session import Session
 
 CLOSE_STEPS = 5
@@ -39,10 +40,13 @@ class Witness:
 
     session: Session
     recorder: Recorder
+    _told: set[str] = field(default_factory=set)
 
     def fingerprint(self) -> list[Piece]:
         """The session as it is, for a checkpoint; its optimizer state goes to the log."""
         pieces: list[Piece] = []
+        if self._cannot_read("state", "continuity") or not self.session.processes.is_main:
+            return pieces
         with self.recorder.guarded("state"):
             pieces += session_pieces(self.session)
             for row in state_rows(pieces, self.session.step):
@@ -52,6 +56,8 @@ class Witness:
     def checksum(self, moment: str) -> None:
         """Digest the live weights and the average at a moment."""
         session = self.session
+        if self._cannot_read("checksums"):
+            return
         with self.recorder.guarded("checksums"):
             self._row(moment, "raw", session.params)
             if session.ema is not None:
@@ -61,6 +67,8 @@ class Witness:
 
     def written(self, which: str) -> None:
         """Digest what is being written to a file: the weights that are in place at this moment."""
+        if self._cannot_read("checksums"):
+            return
         with self.recorder.guarded("checksums"):
             self._row("saved", which, self.session.params)
 
@@ -70,6 +78,8 @@ class Witness:
         If the training does not go on exactly as it was, the next steps are looked at one by one.
         """
         session, recorder = self.session, self.recorder
+        if self._cannot_read("continuity", "state", "checksums"):
+            return
         with recorder.guarded("continuity"):
             now = list(session_pieces(session))
             rows = compare(saved, now, asked=asked_values(session, restored), read_as=restored.read_as)
@@ -93,6 +103,16 @@ class Witness:
             for row in state_rows(now, session.step):
                 recorder.add_row("state", **row)
         self.checksum("resumed")
+
+    def _cannot_read(self, *tables: str) -> bool:
+        """Whether no process has the weights as a whole; it is told once for each table."""
+        if not self.session.is_sharded:
+            return False
+        for table in tables:
+            if table not in self._told:
+                self._told.add(table)
+                self.recorder.absent(table, None, SHARDED)
+        return True
 
     def _row(self, moment: str, item: str, tensors: Mapping[str, Tensor]) -> None:
         session = self.session
@@ -176,7 +196,7 @@ def asked_values(session: Session, restored: Restored) -> dict[Name, str]:
     section = config.optimizer.model_dump(exclude={"type"})
     for number, group in enumerate(session.optimizer.param_groups):
         name = group_name(group, number)
-        asked[("scheduler", name, "base_lr")] = as_json(section["lr"])
+        asked[("scheduler", name, "base_lr")] = as_json(component_lr(config.optimizer, name))
         for key, value in section.items():
             if key in group and key != "lr":
                 asked[("group", name, key)] = as_json(value)

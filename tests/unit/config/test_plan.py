@@ -19,6 +19,17 @@ def test_steps_from_epochs() -> None:
     assert plan.epochs == pytest.approx(22 / 7)
 
 
+def test_repeats_and_buckets_change_the_number_of_batches() -> None:
+    asked = ["data.repeats=3", "train.batch_size=4"]
+    config = parse_config(BASE.replace("steps = 100", "epochs = 2"), overrides=asked).config
+    plan = plan_run(config, 10)  # 30 visits an epoch
+    assert (plan.batches_per_epoch, plan.steps, plan.epochs, plan.seen_per_sample) == (8, 16, 2, 6)
+    plan = plan_run(config, 10, buckets=[1, 2, 7])  # 3, 6 and 21 visits
+    assert (plan.batches_per_epoch, plan.steps, plan.epochs, plan.seen_per_sample) == (1 + 2 + 6, 18, 2, 6)
+    plan = plan_run(config, 10, buckets=[1, 2, 7], processes=2)
+    assert plan.batches_per_epoch == 1 + 1 + 3
+
+
 @pytest.mark.parametrize(("warmup", "steps"), [(0.1, 10), (25, 25), (250, 250)])
 def test_warmup_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> None:
     config = parse_config(BASE, overrides=["scheduler.type=constant-with-warmup", f"scheduler.warmup={warmup}"]).config

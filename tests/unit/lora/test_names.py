@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainscope.lora.names import block_of, parse_name, same_module
+from trainscope.lora.names import Layout, block_of, comparable, parse_name
 
 Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
@@ -85,8 +85,27 @@ def test_blocks(component: str, module: str, block: str) -> None:
     assert block_of(component, module) == block
 
 
-def test_kohya_has_underscores_for_dots() -> None:
-    assert same_module("kohya", OUT.replace(".", "_"), OUT)
-    assert not same_module("kohya", OUT.replace(".", "_"), Q)
-    assert same_module("diffusers", OUT, OUT)
-    assert not same_module("diffusers", OUT, f"x.{OUT}")
+@pytest.mark.parametrize(
+    ("layout", "component", "module", "name"),
+    [
+        ("kohya", "unet", OUT.replace(".", "_"), OUT),
+        ("diffusers", "unet", OUT, OUT),
+        ("kohya", "unet", "input_blocks_4_1_transformer_blocks_0_attn1_to_q", Q.replace("blocks.0", "blocks.1", 1)),
+        ("kohya", "unet", "input_blocks_3_0_op", "down_blocks.0.downsamplers.0.conv"),
+        ("kohya", "unet", "output_blocks_2_2_conv", "up_blocks.0.upsamplers.0.conv"),
+        ("kohya", "text_encoder", TEXT.replace(".", "_"), TEXT.removeprefix("text_model.")),
+        ("kohya", "text_encoder_2", TEXT.replace(".", "_"), TEXT),
+        ("diffusers", "text_encoder", TEXT, TEXT.removeprefix("text_model.")),
+        ("diffusers", "text_encoder", TEXT.removeprefix("text_model."), TEXT),
+        ("kohya", "text_encoder_2", "text_projection", "text_projection"),
+        ("kohya", "unet", "something_else", "something.else"),
+    ],
+)
+def test_the_same_module_in_every_layout(layout: Layout, component: str, module: str, name: str) -> None:
+    assert comparable(layout, component, module) == comparable("diffusers", component, name)
+
+
+def test_other_modules_are_others() -> None:
+    assert comparable("kohya", "unet", OUT.replace(".", "_")) != comparable("diffusers", "unet", Q)
+    assert comparable("diffusers", "unet", OUT) != comparable("diffusers", "unet", f"x.{OUT}")
+    assert comparable("diffusers", "unet", "text_model.x") != comparable("diffusers", "unet", "x")

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from tests.unit.lora.loras import kohya_tensors, write
 from trainscope.errors import ModelError
-from trainscope.lora.tensors import decode, encode, open_tensors
-from trainscope.lora.write import NewTensor, serialized
+from trainscope.lora.tensors import NewTensor, decode, encode, open_tensors
+from trainscope.lora.write import serialized
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

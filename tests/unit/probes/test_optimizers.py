@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from lion_pytorch import Lion
+from transformers.optimization import Adafactor
 
 from tests.unit.probes import reference
 from tests.unit.probes.steps import (
     DTYPES,
+    ESTIMATING,
     KINDS,
     OPTIMIZERS,
     SILENT,
+    STEPPING_IN_FLOAT32,
     Params,
     intended,
     make_params,
@@ -28,7 +31,12 @@ from trainscope.probes.sampling import MEASURES
 from trainscope.probes.tensors import TensorsProbe
 
 STEPS = 7
-CLEAR_OF_ROUNDING: dict[str, dict[str, float]] = {"radam": {"lr": 1e-2}, "radam-sgd": {"lr": 1e-2}}
+CLEAR_OF_ROUNDING: dict[str, dict[str, float]] = {
+    "radam": {"lr": 1e-2},
+    "radam-sgd": {"lr": 1e-2},
+    "dadapt-adam-coupled": {"d0": 1e-2},
+    "dadapt-sgd": {"d0": 1.0},
+}
 """RAdam's first steps at lr 1e-3 are 300 float32 spacings; half of one is then 2e-3 of a one-element tensor's step."""
 SECOND = ("state_v_max", "state_v_min", "eps_dominated_fraction", "g2_over_v")
 
@@ -61,14 +69,13 @@ def test_the_reference_is_what_the_library_does(kind: str) -> None:
         set_grads(params, step)
         before = {name: reference.wide(p).copy() for name, p in params.items()}
         grads = {name: reference.wide(p.grad).copy() for name, p in params.items() if p.grad is not None}
-        states = {name: {k: v.copy() for k, v in remembered(optimizer, p).items()} for name, p in params.items()}
+        states = {name: {k: v.copy() for k, v in remembered(kind, optimizer, p).items()} for name, p in params.items()}
         group = dict(optimizer.param_groups[0])
         optimizer.step()
-        d_after = optimizer.param_groups[0].get("d", 1.0)
         for name, param in params.items():
-            delta, _ = intended(kind, before[name], grads[name], states[name], step, group, d_after)
+            delta, _ = intended(kind, before[name], grads[name], states[name], step, group, optimizer.param_groups[0])
             found = reference.wide(param) - before[name]
-            if kind == "adamw8bit":
+            if kind in STEPPING_IN_FLOAT32:
                 np.testing.assert_allclose(found, delta, atol=2e-8, rtol=1e-5)
             else:
                 np.testing.assert_allclose(found, delta, atol=1e-16, rtol=1e-9)
@@ -124,7 +131,7 @@ def test_a_gradient_that_comes_late(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_stays_where_it_is(kind: str) -> None:
-    """A NaN in one tensor's gradient makes that tensor's `delivered` NaN, and no other's (Prodigy's d is for all)."""
+    """A NaN in one tensor's gradient makes that tensor's `delivered` NaN, and no other's; an estimated d is for all."""
     params = make_params(torch.float32)
     optimizer = OPTIMIZERS[kind](params.values(), **CLEAR_OF_ROUNDING.get(kind, {}))
     probe = TensorsProbe(params, optimizer)
@@ -139,18 +146,18 @@ def test_nan_stays_where_it_is(kind: str) -> None:
     rows = {row["param"]: row for row in probed_step(probe, optimizer, 6)}
     row = rows[poisoned]
     assert row["nonfinite"] == 1
-    if kind == "lion":  # torch's sign of NaN is 0: the element stands still, and its momentum is NaN for good
+    if "lion" in kind:  # torch's sign of NaN is 0: the element stands still, and its momentum is NaN for good
         assert row["delivered"] == pytest.approx(1, abs=1e-3)
         assert row["weight_nonfinite"] == 0
     else:
         assert math.isnan(row["delivered"])
         assert math.isnan(row["intended_norm"])
         assert row["weight_nonfinite"] == 1
-    if kind == "adamw8bit":  # a code cannot be NaN: bitsandbytes stores some number instead
+    if kind.endswith("8bit"):  # a code cannot be NaN: bitsandbytes stores some number instead
         assert math.isfinite(row["state_m_norm"])
     elif row["state_m_norm"] is not None:
         assert math.isnan(row["state_m_norm"])
-    for name in others if kind != "prodigy" else ():
+    for name in others if kind not in ESTIMATING else ():
         assert rows[name]["delivered"] == pytest.approx(1, abs=1e-3)
 
 
@@ -186,14 +193,30 @@ def test_columns_that_an_optimizer_has_nothing_for_say_why() -> None:
     def reasons(kind: str, **more: Any) -> dict[str, str]:
         return TensorsProbe(params, OPTIMIZERS[kind](params.values(), **more)).reasons
 
-    for kind in ("adamw", "adamw8bit", "prodigy"):
+    for kind in ("adamw", "adamw8bit", "paged-adamw8bit", "prodigy", "dadapt-adam", "dadapt-adan-ip"):
         assert reasons(kind) == {}
+    for kind, name in (("sgd", "SGD"), ("sgd8bit", "SGD8bit"), ("lion8bit", "Lion8bit"), ("dadapt-lion", "DAdaptLion")):
+        assert reasons(kind) == dict.fromkeys(SECOND, f"{name} keeps no second moment")
+    assert reasons("dadapt-sgd").keys() == {"state_m_norm", *SECOND}
     assert reasons("lion") == dict.fromkeys(SECOND, "Lion keeps no second moment")
     assert reasons("schedulefree") == {"state_m_norm": "AdamWScheduleFree keeps no first moment"}
     assert reasons("radam") == {"state_m_norm": "RAdamScheduleFree keeps no first moment"}
     # Variants whose update is another one are not recomputed.
     assert "cannot be recomputed" in reasons("adamw", maximize=True)["delivered"]
+    assert "cannot be recomputed" in reasons("sgd", dampening=0.1)["delivered"]
     assert "cannot be recomputed" in reasons("lion", decoupled_weight_decay=True)["delivered"]
+
+
+def test_adafactor_cannot_be_recomputed_and_shows_the_moments_that_it_has() -> None:
+    params = make_params(torch.float32)
+    probe = TensorsProbe(params, optimizer := Adafactor(params.values(), lr=1e-3, relative_step=False, beta1=0.9))
+    assert probe.reasons == dict.fromkeys(MEASURES, "the step of Adafactor cannot be recomputed")
+    set_grads(params, 1)
+    rows = {row["param"]: row for row in probed_step(probe, optimizer, 1)}
+    vector, matrix = rows["layer1.weight"], rows["layer0.weight"]
+    assert vector["state_v_max"] == optimizer.state[params["layer1.weight"]]["exp_avg_sq"].max()
+    assert matrix["state_v_max"] is None, "rows and columns are no second moment"
+    assert all(row["state_m_norm"] > 0 and row["delivered"] is None for row in rows.values())
 
 
 def test_every_formula_names_a_class_that_there_is() -> None:

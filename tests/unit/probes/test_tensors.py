@@ -35,7 +35,7 @@ def test_matches_the_reference(kind: str, dtype: torch.dtype) -> None:
         set_grads(params, step)
         before = {name: p.detach().clone() for name, p in params.items()}
         grads = {name: p.grad.clone() for name, p in params.items() if p.grad is not None}
-        states = {name: remembered(optimizer, p) for name, p in params.items()}
+        states = {name: remembered(kind, optimizer, p) for name, p in params.items()}
         group = dict(optimizer.param_groups[0])
         rows = probed_step(probe, optimizer, step)
         assert [row["param"] for row in rows] == list(params)
@@ -44,15 +44,14 @@ def test_matches_the_reference(kind: str, dtype: torch.dtype) -> None:
             param = params[name]
             for column, value in reference.update_row(before[name], param, start[name], grads[name]).items():
                 expect(row[column], value)
-            state = remembered(optimizer, param)
+            state = remembered(kind, optimizer, param)
             expect(row["state_m_norm"], reference.norm(state["m"]) if "m" in state else None, rel=1e-5)
             expect(row["state_v_max"], float(state["v"].max()) if "v" in state else None)
             expect(row["state_v_min"], float(state["v"].min()) if "v" in state else None)
             if param.numel() > SAMPLE_ELEMENTS:
                 continue  # only sampled: see test_sample_is_fair
             theta, grad = reference.wide(before[name]), reference.wide(grads[name])
-            d_after = optimizer.param_groups[0].get("d", 1.0)
-            delta, v_hat = intended(kind, theta, grad, states[name], step, group, d_after)
+            delta, v_hat = intended(kind, theta, grad, states[name], step, group, optimizer.param_groups[0])
             applied = reference.wide(param) - theta
             expect(row["intended_norm"], reference.norm(delta), rel=1e-4)
             expect(row["applied_norm"], reference.norm(applied), rel=1e-5)

@@ -1,8 +1,12 @@
 import base64
+import builtins
+import io
 import os
 
 import pytest
+from PIL import Image
 
+from trainscope.report.evidence import contact_sheets
 from trainscope.report.images import embed, inside
 
 
@@ -78,3 +82,62 @@ def test_where_not_all_fit_the_last_and_the_first_of_each_row_come_first(tmp_pat
     assert shown == [("raw", 0), ("raw", 10), ("raw", 30), ("ema", 0), ("ema", 30)]
     assert images[2].note == "not embedded: raw 20#.png"
     assert images[2].href == "./raw%2020%23.png"
+
+
+@pytest.fixture
+def large(tmp_path):
+    """Pictures of about a megabyte each, and what report.json says of them."""
+    samples = [sample(f"{step}.png", step) for step in (0, 10, 20)]
+    for number, one in enumerate(samples):
+        Image.effect_noise((768, 512), 20 + number).convert("RGB").save(tmp_path / one["path"])
+    return samples
+
+
+def test_pictures_that_are_too_large_together_are_embedded_as_small_copies(large, tmp_path):
+    whole = embed(large, tmp_path, 10**8)
+    assert all(image.data_uri.startswith("data:image/png;") and not image.href for image in whole)
+    images = embed(large, tmp_path, 400_000)
+    for image, one in zip(images, large, strict=True):
+        assert image.href == f"./{one['path']}"
+        kind, _, content = image.data_uri.partition(",")
+        assert kind == "data:image/jpeg;base64"
+        with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
+            assert picture.size == (256, 171)
+
+
+def test_small_pictures_stay_as_they_are(reports, tmp_path, large):
+    (tmp_path / "small.png").write_bytes(reports.png(1))
+    *_, last = embed([*large, sample("small.png", 30)], tmp_path, 400_000)
+    assert last.data_uri == "data:image/png;base64," + base64.b64encode(reports.png(1)).decode()
+    assert not last.href
+
+
+def test_without_pillow_the_files_are_embedded_as_far_as_they_go(large, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "PIL":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    size = max((tmp_path / one["path"]).stat().st_size for one in large)
+    images = embed(large, tmp_path, size + 1000)
+    assert [bool(image.data_uri) for image in images] == [False, False, True]
+    assert images[0].note == "not embedded: 0.png"
+
+
+def test_of_many_columns_the_first_the_last_and_some_between_are_shown(tmp_path):
+    samples = [
+        {**sample(f"{weights}-{step}.png", step, weights=weights), "distance": None}
+        for weights in ("raw", "ema")
+        for step in range(0, 4700, 100)
+    ]
+    [sheet] = contact_sheets(samples, tmp_path, 10**6)
+    assert sheet.steps == [0, 500, 1000, 1500, 2000, 2600, 3100, 3600, 4100, 4600]
+    assert (sheet.sampled, sheet.thinned) == (47, True)
+    for weights, cells in sheet.rows:
+        assert [(cell[0]["weights"], cell[0]["step"]) for cell in cells] == [(weights, step) for step in sheet.steps]
+    [few] = contact_sheets(samples[:10], tmp_path, 10**6)
+    assert few.steps == list(range(0, 1000, 100))
+    assert not few.thinned

@@ -40,8 +40,10 @@ QUERIES = {
     "H diffusion: latents of the wrong scale, noise that repeats": """
         SELECT avg(latent_std) AS std, count(*) - count(DISTINCT noise_digest) AS repeats FROM batches
         HAVING std NOT BETWEEN 0.7 AND 1.3 OR repeats > 0""",
+    "H diffusion: noise with a constant": """
+        SELECT avg(noise_channel_mean_var - 1.0 / latent_pixels) AS excess FROM batches HAVING sqrt(excess) > 0.15""",
     "H diffusion: timesteps that are never drawn": """
-        SELECT bin, sum(count) AS drawn FROM losses GROUP BY bin HAVING drawn = 0""",
+        SELECT bin FROM range(10) AS bins(bin) WHERE bin NOT IN (SELECT bin FROM losses)""",
     "I loop: overfitting": """
         SELECT regr_slope(loss, step) AS slope FROM evals WHERE split = 'validation' AND weights = 'raw'
         HAVING slope > 0""",

@@ -36,6 +36,18 @@ def inpainting() -> Components:
     return load_components("tiny:sd15-inpainting", base_dir=Path())
 
 
+@pytest.fixture(scope="session")
+def sd2() -> Components:
+    """Shared by all tests: read only."""
+    return load_components("tiny:sd2-v", base_dir=Path())
+
+
+@pytest.fixture(scope="session")
+def sdxl() -> Components:
+    """Shared by all tests: read only."""
+    return load_components("tiny:sdxl", base_dir=Path())
+
+
 @pytest.fixture
 def own_sd15(sd15: Components) -> Components:
     """A copy for one test."""

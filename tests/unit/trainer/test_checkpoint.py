@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from trainscope.config.load import flatten
 from trainscope.errors import RunError, TrainingError
+from trainscope.lora.file import read_lora
 from trainscope.probes.fingerprint import Piece
 from trainscope.proof.runs import RunSpec
 from trainscope.runlog.fingerprint import read_fingerprint
@@ -27,6 +28,7 @@ from trainscope.trainer.checkpoints import save as save_module
 from trainscope.trainer.checkpoints import state as state_module
 from trainscope.trainer.checkpoints.folder import (
     checkpoint_name,
+    kohya_file,
     made_beside,
     prune,
     set_aside,
@@ -100,7 +102,9 @@ def test_everything_is_saved(session: Session, run: RunDir) -> None:
     assert files(folder) == {
         "fingerprint.parquet",
         "weights/pytorch_lora_weights.safetensors",
+        f"weights/{kohya_file('run', 7)}",
         "weights-ema/pytorch_lora_weights.safetensors",
+        f"weights-ema/{kohya_file('run', 7, 'ema')}",
         "state/training.json",
         "state/trained.safetensors",
         "state/optimizer.safetensors",
@@ -225,7 +229,13 @@ def test_both_weight_sets_are_saved_for_use(session: Session, run: RunDir) -> No
     assert raw.keys() == average.keys()
     assert all(not torch.equal(raw[name], average[name]) for name in raw)
     by_name = {name.replace(".default.", "."): param for name, param in session.params.items()}
-    assert all(torch.equal(raw[f"unet.{name}"], param) for name, param in by_name.items())
+    assert all(torch.equal(raw[name], param) for name, param in by_name.items())
+    for which, stored in (("raw", raw), ("ema", average)):
+        kohya = read_lora(weights_path(folder, "lora", which).with_name(kohya_file("run", 7, which)))
+        assert kohya.layout == "kohya"
+        assert kohya.metadata["trainscope_weights"] == which
+        halves = sorted(float(half.sum()) for pair in kohya.pairs for half in (pair.down, pair.up))
+        assert halves == pytest.approx(sorted(float(half.sum()) for half in stored.values()), abs=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
@@ -244,7 +254,9 @@ def test_without_state_what_identifies_the_moment_is_left(session: Session, run:
     assert files(folder) == {
         "fingerprint.parquet",
         "weights/pytorch_lora_weights.safetensors",
+        f"weights/{kohya_file('run', 7)}",
         "weights-ema/pytorch_lora_weights.safetensors",
+        f"weights-ema/{kohya_file('run', 7, 'ema')}",
         "state/training.json",
     }
     state = read_state(folder)
@@ -446,7 +458,7 @@ def test_an_old_one_that_is_half_deleted_has_lost_its_name(
     """Killed in the middle of deleting: no folder that looks like a checkpoint lacks a part of one."""
     kept = changed(session, checkpoint__keep=1)
     kept.step = 1
-    whole = files(saved(kept, run))
+    whole = {name.replace("step00000001", "step00000002") for name in files(saved(kept, run))}
     real = shutil.rmtree
 
     def killed(folder: Path, **options: Any) -> None:

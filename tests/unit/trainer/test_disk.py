@@ -53,7 +53,7 @@ def size(folder: Path) -> int:
 
 
 def optimizer_changes(kind: str) -> dict[str, Any]:
-    small = {"optimizer.min_8bit_size": 256} if kind == "adamw8bit" else {}
+    small = {"optimizer.min_8bit_size": 256} if kind.endswith("8bit") else {}
     return {"optimizer.type": kind, **small}
 
 
@@ -179,6 +179,27 @@ def test_room_for_all_that_are_planned(
         assert warning is not None
         assert warning.startswith(f"{checkpoints} checkpoints of about ")
         assert "set checkpoint.keep" in warning
+
+
+@pytest.mark.parametrize(
+    ("section", "checkpoints"), [({}, 3), ({"every_steps": 6}, 3), ({"every_steps": 4}, 4)], ids=str
+)
+def test_room_for_those_of_epochs(
+    section: dict[str, int], checkpoints: int, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs of three batches end with steps 3 and 6, beside the last step, 8."""
+    import dataclasses
+
+    saving = configured(session, every_epochs=1, **section)
+    saving.plan = dataclasses.replace(saving.plan, batches_per_epoch=3)
+    saving.step = saving.micro_step = 0
+    needed = checkpoint_bytes(saving)
+    with_free(monkeypatch, checkpoints * needed)
+    assert check_room(saving, tmp_path) is None
+    with_free(monkeypatch, checkpoints * needed - 1)
+    warning = check_room(saving, tmp_path)
+    assert warning is not None
+    assert warning.startswith(f"{checkpoints} checkpoints of about ")
 
 
 def test_a_folder_that_is_not_there_yet(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

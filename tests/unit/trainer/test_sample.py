@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import random
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,12 @@ from PIL import Image
 
 from tests.unit.trainer.conftest import weights_digest
 from trainscope.errors import DataError, ModelError
-from trainscope.trainer.models.load import Components
+from trainscope.trainer.models.load import Components, load_components
 from trainscope.trainer.models.lora import add_lora
-from trainscope.trainer.sample import SAMPLERS, image_digest, image_distance, sample_images
+from trainscope.trainer.models.pipelines import build_pipeline
+from trainscope.trainer.models.text import encode_text
+from trainscope.trainer.sample import image_digest, image_distance, sample_images
+from trainscope.trainer.samplers import SAMPLERS, build_sampler, ends_in_noise
 
 
 def _draw(components: Components, unet: torch.nn.Module | None = None, **changes: object) -> list[Image.Image]:
@@ -31,6 +36,96 @@ def test_every_sampler_draws_reproducibly(sd15: Components, sampler: str) -> Non
     assert first[0].size == (64, 48)
     assert first[0].mode == "RGB"
     assert image_digest(first[0]) == image_digest(second[0])
+
+
+SAME = ({"ddim", "euler"}, {"ddpm", "euler-a"})
+"""One solver in two sets of variables: they may come to the same pixels."""
+
+
+def test_different_samplers_give_different_images(sd15: Components) -> None:
+    same: dict[str, set[str]] = {}
+    for sampler in SAMPLERS:
+        [image] = _draw(sd15, sampler=sampler, steps=4, width=32, height=32)
+        same.setdefault(image_digest(image), set()).add(sampler)
+    assert all(len(samplers) == 1 or samplers in SAME for samplers in same.values())
+
+
+@pytest.fixture(scope="module")
+def sdxl() -> Components:
+    return load_components("tiny:sdxl", base_dir=Path())
+
+
+@pytest.fixture(scope="module")
+def sd2() -> Components:
+    return load_components("tiny:sd2-v", base_dir=Path(), zero_terminal_snr=True)
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd2"])
+def test_it_is_what_diffusers_draws(kind: str, request: pytest.FixtureRequest) -> None:
+    components: Components = request.getfixturevalue(kind)
+    pipeline = build_pipeline(components, scheduler=build_sampler("euler", components.noise_scheduler))
+    pipeline.set_progress_bar_config(disable=True)
+    [expected] = pipeline(
+        "a red circle", negative_prompt="blue", num_inference_steps=3, guidance_scale=3.0, width=64, height=48,
+        generator=torch.Generator().manual_seed(1),
+    ).images  # fmt: skip
+    [drawn] = _draw(components, sampler="euler", negative_prompt="blue")
+    assert image_distance(expected, drawn) < 0.003
+
+
+def test_prompts_are_read_from_the_layer_that_captions_are(sd15: Components) -> None:
+    skipping = partial(encode_text, sd15, clip_skip=2)
+    given = skipping(["a red circle", "blue"]).hidden
+    pipeline = build_pipeline(sd15, scheduler=build_sampler("euler", sd15.noise_scheduler))
+    pipeline.set_progress_bar_config(disable=True)
+    [expected] = pipeline(
+        prompt_embeds=given[:1], negative_prompt_embeds=given[1:], num_inference_steps=3, guidance_scale=3.0,
+        width=64, height=48, generator=torch.Generator().manual_seed(1),
+    ).images  # fmt: skip
+    [drawn] = _draw(sd15, sampler="euler", negative_prompt="blue", encode=skipping)
+    assert image_distance(expected, drawn) < 0.003
+    assert image_digest(_draw(sd15, sampler="euler", negative_prompt="blue")[0]) != image_digest(drawn)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpm++ 2m sde"])
+def test_sdxl_listens_to_all_that_it_is_told(sdxl: Components, sampler: str) -> None:
+    images = [
+        _draw(sdxl, sampler=sampler), _draw(sdxl, sampler=sampler, negative_prompt="blue"),
+        _draw(sdxl, sampler=sampler, guidance=1.0), _draw(sdxl, sampler=sampler, prompts=["a blue star"]),
+    ]  # fmt: skip
+    assert len({image_digest(image[0]) for image in images}) == len(images)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_model_that_begins_in_pure_noise(sd2: Components, sampler: str) -> None:
+    assert ends_in_noise(sd2.noise_scheduler)
+    pixels = np.asarray(_draw(sd2, sampler=sampler, steps=5, width=32, height=32)[0], dtype=float)
+    assert pixels.std() > 2  # neither black nor one grey
+
+
+def test_long_and_weighted_prompts_are_read_as_captions_are(sd15: Components) -> None:
+    long = "a red circle " * 30
+    images = [
+        _draw(sd15, prompts=[f"{long}and a blue star"], encode=partial(encode_text, sd15, max_tokens=tokens))
+        for tokens in (75, 150)
+    ]
+    assert image_digest(images[0][0]) == image_digest(_draw(sd15, prompts=[long])[0])  # the end was cut off
+    assert image_digest(images[0][0]) != image_digest(images[1][0])
+    weighted = partial(encode_text, sd15, weighted=True)
+    assert image_digest(_draw(sd15, prompts=["a (red:1.5) circle"], encode=weighted)[0]) != image_digest(
+        _draw(sd15, prompts=["a red circle"], encode=weighted)[0]
+    )
+
+
+def test_weights_that_are_not_finite_draw_black_without_a_word(
+    sd15: Components, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    unet = copy.deepcopy(sd15.unet)
+    with torch.no_grad():
+        unet.conv_in.weight.fill_(float("nan"))
+    assert not np.asarray(_draw(sd15, unet)[0]).any()
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
 
 
 def test_sampling_leaves_no_trace(

@@ -6,13 +6,13 @@ what was measured. Knows nothing of rules.
 
 from __future__ import annotations
 
-from trainscope.proof.injectors import adapters, average, data, schedule, schedulefree, state, training
+from trainscope.proof.injectors import adapters, average, data, noise, schedule, schedulefree, state, training
 from trainscope.proof.injectors.kinds import Injectors
 from trainscope.trainer.callbacks import Callback
 
 INJECTORS: Injectors = {
     name: make
-    for module in (training, state, schedule, data, schedulefree, average, adapters)
+    for module in (training, state, schedule, data, schedulefree, average, adapters, noise)
     for name, make in module.INJECTORS.items()
 }
 

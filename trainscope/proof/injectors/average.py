@@ -29,7 +29,7 @@ def _made_anew(session: Session) -> None:
 def _of_the_base_model(session: Session) -> None:
     """An average made before the checkpoint was loaded, and not loaded itself: it holds the base model."""
     resolved = session.resolved
-    components = load_components(resolved.config.model.base, base_dir=resolved.base_dir)
+    components = load_components(**resolved.config.model.sources(), base_dir=resolved.base_dir)
     make_trainable(resolved, components, session.seed)
     base = trained_parameters(components.models)
     _put_shadow(session, [base[name] for name in session.params])

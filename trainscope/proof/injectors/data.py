@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainscope.proof.injectors.kinds import AtStart, Injectors
 from trainscope.trainer.data.dataset import TrainingData
-from trainscope.trainer.data.order import MicroBatch, batches_per_epoch
+from trainscope.trainer.data.order import MicroBatch
 from trainscope.trainer.session import Session
 
 
@@ -18,7 +18,7 @@ class _WithoutSkipping(TrainingData):
     """The epoch under way begins again, while all counters go on: kohya without `--skip_until_initial_step`."""
 
     def micro_batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[MicroBatch]:
-        done = start % batches_per_epoch(len(self.train), batch_size)
+        done = start % self.batches_per_epoch(batch_size)
         for batch in super().micro_batches(batch_size, seed=seed, start=start - done):
             yield replace(batch, position=batch.position + done)
 
@@ -34,7 +34,7 @@ class _EpochAbandoned(TrainingData):
     """The epoch counter goes on, and the rest of the epoch under way is never seen."""
 
     def micro_batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[MicroBatch]:
-        left = -start % batches_per_epoch(len(self.train), batch_size)
+        left = -start % self.batches_per_epoch(batch_size)
         for batch in super().micro_batches(batch_size, seed=seed, start=start + left):
             yield replace(batch, position=batch.position - left)
 

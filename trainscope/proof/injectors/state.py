@@ -96,7 +96,7 @@ def _weights_of_the_base_model(session: Session) -> None:
     that they do not know is left as it is.
     """
     resolved = session.resolved
-    components = load_components(resolved.config.model.base, base_dir=resolved.base_dir)
+    components = load_components(**resolved.config.model.sources(), base_dir=resolved.base_dir)
     make_trainable(resolved, components, session.seed)
     base = trained_parameters(components.models)
     for name, param in session.params.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -62,7 +63,15 @@ def _d0_of(value: float) -> Callable[[Session], None]:
 
 def _nan_latents(session: Session) -> None:
     """A VAE that overflowed on one image while its latents were cached."""
-    session.data.latents[session.data.train[0]] = math.nan
+    for (sample, _), latent in session.data.latents.kept.items():
+        if sample == session.data.train[0]:
+            latent.fill_(math.nan)
+
+
+def _noise_with_offset(session: Session) -> None:
+    """A noise offset that a script adds by itself, beside the trainer's own setting."""
+    section = session.draws.section.model_copy(update={"offset": 0.5})
+    session.draws = replace(session.draws, section=section)
 
 
 def _scheduler_stuck_in_warmup(session: Session) -> None:
@@ -111,6 +120,7 @@ INJECTORS: Injectors = {
     "lr-divided-by-10000": lambda: AtStart(_lr_divided_by(10_000)),
     "d0-of-another-run": lambda: AtStart(_d0_of(1e-12)),
     "nan-in-one-latent": lambda: AtStart(_nan_latents),
+    "noise-offset-added": lambda: AtStart(_noise_with_offset),
     "warmup-never-ends": lambda: AtStart(_scheduler_stuck_in_warmup),
     "half-of-the-model-detached": lambda: AtStart(_detached_half),
     "lora-scale-divided-by-1000": lambda: AtStart(_lora_scale_divided_by(1000)),

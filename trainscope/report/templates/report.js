@@ -179,14 +179,23 @@
   }
 
   const lightbox = document.getElementById("lightbox");
+  const full = document.createElement("a");
+  full.rel = "noreferrer noopener";
+  full.textContent = "The file in full size";
+  lightbox.append(full);
+  const pictures = [...document.querySelectorAll(".sheet img")];
+  let shown = null;
   const enlarge = (image) => {
+    shown = image;
     const large = lightbox.querySelector("img");
     large.src = image.src;
     large.alt = image.alt;
     lightbox.querySelector("p").textContent = image.alt;
-    lightbox.showModal();
+    full.hidden = !image.dataset.full;
+    if (image.dataset.full) full.href = image.dataset.full;
+    if (!lightbox.open) lightbox.showModal();
   };
-  for (const image of document.querySelectorAll(".sheet img")) {
+  for (const image of pictures) {
     image.tabIndex = 0;
     image.setAttribute("role", "button");
     image.addEventListener("click", () => enlarge(image));
@@ -195,6 +204,10 @@
     });
   }
   lightbox.addEventListener("click", () => lightbox.close());
+  lightbox.addEventListener("keydown", (event) => {
+    const next = pictures[pictures.indexOf(shown) + ({ ArrowLeft: -1, ArrowRight: 1 }[event.key] || 0)];
+    if (next && next.closest("tr") === shown.closest("tr")) enlarge(next); // along a row: the same prompt over the run
+  });
 
   document.addEventListener("toggle", (event) => { if (event.target.open) drawAll(false); }, true);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAll(true));

@@ -6,5 +6,5 @@ checkpoints/step-00000100/
     fingerprint.parquet      digests of every piece of state, for the audit of a resume
     state/training.json      counters, position in the data, seed, configuration
     state/trained.safetensors, optimizer.{safetensors,json}, scheduler.json, scaler.json, ema.safetensors,
-          random.safetensors, gradients.safetensors (stopped between two micro-batches)
+          random.safetensors, gradients.safetensors and seen.json (stopped between two micro-batches)
 """

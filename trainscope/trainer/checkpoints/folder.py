@@ -32,6 +32,14 @@ def weights_path(checkpoint: Path, method: str, which: str = "raw") -> Path:
     return folder / LORA_FILE if method == "lora" else folder
 
 
+def kohya_file(run: str, step: int, which: str = "raw") -> str:
+    """The name of a LoRA in kohya's layout: one that tells it from others in a folder of many.
+
+    It never ends in the name of diffusers' file, which `load_lora_weights(folder)` must find alone.
+    """
+    return f"{run}-step{step:08d}{'' if which == 'raw' else '-ema'}.safetensors"
+
+
 def whole_checkpoints(run: RunDir) -> list[Path]:
     """The checkpoints of a run, the oldest first."""
     found = [path for path in run.checkpoints.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]

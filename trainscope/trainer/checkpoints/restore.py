@@ -17,8 +17,10 @@ from torch import Tensor
 from trainscope.errors import RunError
 from trainscope.probes.continuity import Name
 from trainscope.probes.fingerprint import Piece
-from trainscope.trainer.checkpoints.state import SavedState
+from trainscope.probes.pending import Part
+from trainscope.trainer.checkpoints.state import SavedState, group_value
 from trainscope.trainer.optimizers.schedule import move_to
+from trainscope.trainer.parallel import like
 from trainscope.trainer.session import Accumulated, Session
 
 
@@ -92,7 +94,7 @@ def restore(session: Session, state: SavedState, weights: Mapping[str, Tensor], 
         result.missing.append("the weights as they were trained (those saved for use are taken)")
     for name, param in session.params.items():
         _note_format(result, ("weights", name, "weight"), weights[name], formats)
-        param.copy_(weights[name])
+        param.copy_(like(weights[name], param))
     _restore_optimizer(session, state, formats, result)
     training = state.training
     session.step, session.micro_step = training["step"], training["micro_step"]
@@ -132,7 +134,7 @@ def _restore_optimizer(session: Session, state: SavedState, formats: Mapping[Nam
                 # Step counters stay on the host and in float32, as torch keeps them.
                 dtype = formats.get(piece, "float32" if key == "step" else None)
                 value = value.to(dtype=getattr(torch, dtype) if dtype else None)
-                value = value if key == "step" else value.to(param.device)
+                value = value if key == "step" else _placed(like(value.to(param.device), param), key, param, session)
             values[key] = value
         if values:
             session.optimizer.state[param] = values
@@ -143,7 +145,8 @@ def _restore_optimizer(session: Session, state: SavedState, formats: Mapping[Nam
         configured = set(type(session.config.optimizer).model_fields) | {"lr", "initial_lr"}
         if session.config.scheduler.on_resume != "continue":
             configured.add("warmup_steps")  # Schedule-Free's, whose length follows from that of the run
-        group.update({key: _as_group_value(value) for key, value in found.items() if key not in configured})
+        kept = {key: value for key, value in found.items() if key not in configured}
+        group.update({key: group_value(value, session.device) for key, value in kept.items()})
 
 
 def _keys_by_param(formats: Mapping[Name, str]) -> dict[str, set[str]]:
@@ -155,8 +158,13 @@ def _keys_by_param(formats: Mapping[Name, str]) -> dict[str, set[str]]:
     return keys
 
 
-def _as_group_value(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _placed(value: Tensor, key: str, param: Tensor, session: Session) -> Tensor:
+    """Moments of a paged optimizer go back to where they give way to the computer's memory."""
+    optimizer: Any = session.optimizer
+    if not getattr(optimizer, "is_paged", False) or key not in ("state1", "state2"):
+        return value
+    place: Tensor = optimizer.get_state_buffer(param, dtype=value.dtype)
+    return place.copy_(value)
 
 
 def _restore_ema(session: Session, state: SavedState, formats: Mapping[Name, str], result: Restored) -> None:
@@ -172,16 +180,17 @@ def _restore_ema(session: Session, state: SavedState, formats: Mapping[Name, str
     for (name, param), shadow in zip(session.params.items(), session.ema.shadow_params, strict=True):
         if name in found:
             _note_format(result, ("ema", name, "shadow"), found[name], formats)
-        shadow.copy_(found.get(name, param))
+        shadow.copy_(like(found.get(name, param), shadow))
 
 
 def _restore_random(session: Session, state: SavedState, result: Restored) -> None:
     if state.random is None or "torch" not in state.random:
         result.missing.append("the random states")
         return
-    torch.set_rng_state(state.random["torch"])
-    if session.device.type == "cuda" and "cuda" in state.random:
-        torch.cuda.set_rng_state(state.random["cuda"], session.device)
+    suffix = f"-{session.processes.rank}" if session.processes.rank else ""
+    torch.set_rng_state(state.random.get(f"torch{suffix}", state.random["torch"]))
+    if session.device.type == "cuda" and f"cuda{suffix}" in state.random:
+        torch.cuda.set_rng_state(state.random[f"cuda{suffix}"], session.device)
     if session.rounding is not None and "rounding" in state.random:
         session.rounding.generator.set_state(state.random["rounding"])
 
@@ -198,7 +207,10 @@ def _restore_accumulated(session: Session, state: SavedState, result: Restored) 
         if name in state.gradients:
             param.grad = state.gradients[name].to(device=param.device, dtype=param.dtype)
     loss, leftover = (state.gradients[key].to(session.device) for key in ("loss", "leftover"))
-    session.accumulated = Accumulated(done, loss, leftover)
+    if state.seen is None:
+        result.missing.append("what the probes saw of the step under way")
+    seen = {table: Part.from_json(part, session.device) for table, part in (state.seen or {}).items()}
+    session.accumulated = Accumulated(done, loss, leftover, seen)
 
 
 def _note_format(result: Restored, name: Name, tensor: Tensor, formats: Mapping[Name, str]) -> None:

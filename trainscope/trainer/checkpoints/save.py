@@ -15,10 +15,12 @@ from trainscope.errors import TrainingError
 from trainscope.probes.fingerprint import Piece
 from trainscope.runlog.fingerprint import write_fingerprint
 from trainscope.runlog.rundir import RunDir
-from trainscope.trainer.checkpoints.folder import checkpoint_name, made_beside, prune
-from trainscope.trainer.checkpoints.state import write_state
+from trainscope.trainer.checkpoints.facts import times, training_facts
+from trainscope.trainer.checkpoints.folder import checkpoint_name, kohya_file, made_beside, prune
+from trainscope.trainer.checkpoints.state import collect_tensors, write_state
 from trainscope.trainer.ema import DTYPES
-from trainscope.trainer.models.save import save_lora, save_pipeline
+from trainscope.trainer.models.save import save_kohya_lora, save_lora, save_pipeline
+from trainscope.trainer.parallel import put_together
 from trainscope.trainer.session import Session
 
 
@@ -30,14 +32,19 @@ def save_checkpoint(
     `pieces` is the session's fingerprint; `writing` is called with raw or ema while those weights are in place.
     """
     folder = run.checkpoints / checkpoint_name(session.step, session.accumulated.count if session.accumulated else 0)
-    if folder.exists():
+    processes = session.processes
+    if processes.from_main(folder.exists()):
+        return folder
+    if not processes.is_main:
+        _give_shares(session)
+        processes.wait()
         return folder
     try:
         with made_beside(folder) as beside:
             for which in session.weight_sets:
-                with session.weights(which):
+                with session.weights(which), put_together(session.trained_models):
                     writing(which)
-                    _save_weights(session, beside / ("weights" if which == "raw" else "weights-ema"))
+                    _save_weights(session, run, beside / ("weights" if which == "raw" else "weights-ema"), which)
             write_state(session, beside, run_id=run.read()["id"], whole=session.config.checkpoint.save_state)
             if pieces:  # none, where reading them failed
                 write_fingerprint(beside, [dataclasses.asdict(piece) for piece in pieces])
@@ -50,15 +57,38 @@ def save_checkpoint(
         ) from error
     # Only now is the new one durable, and an old one may go.
     prune(run, session.config.checkpoint.keep)
+    processes.wait()
     return folder
 
 
-def _save_weights(session: Session, folder: Path) -> None:
-    dtype = DTYPES[session.config.precision.save]
-    if session.config.train.method == "lora":
-        save_lora(folder, session.unet, dtype=dtype, metadata={"trainscope_step": str(session.step)})
-    else:
-        save_pipeline(folder, session.components, dtype=dtype)
+def _give_shares(session: Session) -> None:
+    """What the first process collects while it saves, the others give, in the same order."""
+    for which in session.weight_sets:
+        with session.weights(which), put_together(session.trained_models):
+            pass
+    if session.config.checkpoint.save_state:
+        collect_tensors(session)
+
+
+def _save_weights(session: Session, run: RunDir, folder: Path, which: str) -> None:
+    """Write the weights that are in place now: a LoRA in two layouts, or a whole pipeline."""
+    config = session.config
+    dtype = DTYPES[config.precision.save]
+    if config.train.method != "lora":
+        trained = {name.partition(".")[0] for name in session.params}
+        save_pipeline(folder, session.components, dtype=dtype, trained=trained)
+        return
+    facts = {**training_facts(session), "trainscope_step": str(session.step), "trainscope_weights": which}
+    save_lora(folder, session.pairs, dtype=dtype, metadata=facts)
+    components = session.components
+    save_kohya_lora(
+        folder / kohya_file(config.run.name, session.step, which),
+        session.pairs,
+        sdxl=components.sdxl,
+        layers=components.unet.config.layers_per_block,
+        dtype=dtype,
+        metadata={**facts, **times(run)},
+    )
 
 
 def _why_not_written(error: BaseException) -> str | None:

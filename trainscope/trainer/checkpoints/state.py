@@ -19,7 +19,8 @@ from torch import Tensor
 
 from trainscope.config.load import flatten
 from trainscope.errors import RunError
-from trainscope.trainer.optimizers.schedule import DIFFUSERS_NAME
+from trainscope.trainer.optimizers.schedule import Schedule
+from trainscope.trainer.parallel import whole
 from trainscope.trainer.session import Session
 
 SEPARATOR = "::"
@@ -42,6 +43,8 @@ class SavedState:
     ema_updates: int | None
     random: dict[str, Tensor] | None
     gradients: dict[str, Tensor] | None
+    seen: dict[str, Any] | None
+    """What the probes saw of the step under way, by table."""
 
 
 def write_state(session: Session, checkpoint: Path, *, run_id: str, whole: bool) -> None:
@@ -51,10 +54,10 @@ def write_state(session: Session, checkpoint: Path, *, run_id: str, whole: bool)
     _write_json(folder / "training.json", _training(session, run_id))
     if not whole:
         return
-    _write_tensors(folder / "trained.safetensors", session.params)
-    tensors, groups = _optimizer_parts(session)
-    _write_tensors(folder / "optimizer.safetensors", tensors)
-    _write_json(folder / "optimizer.json", groups)
+    metadata = {"ema": {"updates": str(session.ema.optimization_step)}} if session.ema is not None else {}
+    for name, tensors in collect_tensors(session).items():
+        _write_tensors(folder / f"{name}.safetensors", tensors, **metadata.get(name, {}))
+    _write_json(folder / "optimizer.json", _optimizer_numbers(session))
     _write_json(
         folder / "scheduler.json",
         {
@@ -65,14 +68,29 @@ def write_state(session: Session, checkpoint: Path, *, run_id: str, whole: bool)
     )
     if session.scaler.is_enabled():
         _write_json(folder / "scaler.json", session.scaler.state_dict())
+    if session.accumulated is not None:
+        _write_json(folder / "seen.json", {table: part.as_json() for table, part in session.accumulated.seen.items()})
+
+
+def collect_tensors(session: Session) -> dict[str, dict[str, Tensor]]:
+    """The tensors of every file, sharded ones put together. All processes must call it."""
+    files = {"trained": dict[str, Tensor](session.params), "optimizer": _optimizer_tensors(session)}
     if session.ema is not None:
-        shadows = dict(zip(session.params, session.ema.shadow_params, strict=True))
-        _write_tensors(folder / "ema.safetensors", shadows, updates=str(session.ema.optimization_step))
-    _write_tensors(folder / "random.safetensors", _random_states(session))
+        files["ema"] = dict(zip(session.params, session.ema.shadow_params, strict=True))
     if session.accumulated is not None:
         gradients = {name: param.grad for name, param in session.params.items() if param.grad is not None}
-        carried = {"loss": session.accumulated.loss, "leftover": session.accumulated.leftover}
-        _write_tensors(folder / "gradients.safetensors", {**carried, **gradients})
+        files["gradients"] = {
+            "loss": session.accumulated.loss,
+            "leftover": session.accumulated.leftover,
+            **gradients,
+        }
+    files = {
+        file: {name: whole(tensor.detach()) for name, tensor in tensors.items()} for file, tensors in files.items()
+    }
+    for rank, states in enumerate(session.processes.gather(_random_states(session))):
+        suffix = f"-{rank}" if rank else ""
+        files.setdefault("random", {}).update({f"{name}{suffix}": state for name, state in states.items()})
+    return files
 
 
 def read_state(checkpoint: Path) -> SavedState:
@@ -99,6 +117,7 @@ def read_state(checkpoint: Path) -> SavedState:
         ema_updates=ema_updates,
         random=_read_tensors(folder / "random.safetensors"),
         gradients=_read_tensors(folder / "gradients.safetensors"),
+        seen=_checked(folder / "seen.json", _are_parts),
     )
 
 
@@ -111,6 +130,7 @@ def _training(session: Session, run_id: str) -> dict[str, Any]:
         "optimizer_steps": session.optimizer_steps,
         "accumulated": session.accumulated.count if session.accumulated else 0,
         "seed": session.seed,
+        "processes": session.processes.count,
         "samples": session.data.identity(),
         "schedule": session.schedule.as_json(),
         "probes_every": session.probes_every,
@@ -122,25 +142,43 @@ def _finite(value: Any) -> Any:
     return str(value) if value in (float("inf"), float("-inf")) else value
 
 
-def _optimizer_parts(session: Session) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by parameter::key, and the numbers with the groups. Parameters go by name, so no order is relied on."""
-    tensors: dict[str, Tensor] = {}
+def _optimizer_tensors(session: Session) -> dict[str, Tensor]:
+    """By parameter::key: parameters go by name, so no order is relied on."""
+    return {
+        f"{name}{SEPARATOR}{key}": value
+        for name, param in session.params.items()
+        for key, value in session.optimizer.state.get(param, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _optimizer_numbers(session: Session) -> dict[str, Any]:
+    """What is no tensor, by parameter and key, and the groups."""
     numbers: dict[str, dict[str, Any]] = {}
     for name, param in session.params.items():
         for key, value in session.optimizer.state.get(param, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{name}{SEPARATOR}{key}"] = value
-            else:
+            if not isinstance(value, Tensor):
                 numbers.setdefault(name, {})[key] = value
     groups = [{key: value for key, value in group.items() if key != "params"} for group in _plain_groups(session)]
-    return tensors, {"numbers": numbers, "groups": groups}
+    return {"numbers": numbers, "groups": groups}
 
 
 def _plain_groups(session: Session) -> list[dict[str, Any]]:
-    return [
-        {key: value.item() if isinstance(value, Tensor) and value.numel() == 1 else value for key, value in g.items()}
-        for g in session.optimizer.param_groups
-    ]
+    return [{key: _plain_value(value) for key, value in group.items()} for group in session.optimizer.param_groups]
+
+
+def _plain_value(value: Any) -> Any:
+    """A group's value as JSON. A scalar tensor keeps its format: arithmetic with it is done in that format."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return {"dtype": str(value.dtype).removeprefix("torch."), "value": value.item()}
+    return value
+
+
+def group_value(plain: Any, device: torch.device) -> Any:
+    """What `_plain_value` was given; a list was a tuple."""
+    if isinstance(plain, dict):
+        return torch.tensor(plain["value"], dtype=getattr(torch, plain["dtype"]), device=device)
+    return tuple(plain) if isinstance(plain, list) else plain
 
 
 def _optimizer_state(
@@ -226,6 +264,16 @@ def _are_numbers(found: dict[str, Any]) -> bool:
         and isinstance(groups, list)
         and bool(groups)
         and all(isinstance(group, dict) for group in groups)
+        and all(_is_scalar(value) for group in groups for value in group.values() if isinstance(value, dict))
+    )
+
+
+def _is_scalar(found: dict[str, Any]) -> bool:
+    """Whether it is a scalar tensor as `_plain_value` writes it."""
+    return (
+        found.keys() == {"dtype", "value"}
+        and found["dtype"] in ("float64", "float32", "bfloat16", "float16")
+        and type(found["value"]) is float
     )
 
 
@@ -234,18 +282,32 @@ def _is_scheduler(found: dict[str, Any]) -> bool:
 
 
 def _is_schedule(found: Any) -> bool:
-    return (
-        isinstance(found, dict)
-        and found.get("type") in DIFFUSERS_NAME
-        and _is_count(found.get("steps"))
-        and _is_count(found.get("warmup_steps"))
-    )
+    try:
+        Schedule.from_json(found)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_scaler(found: dict[str, Any]) -> bool:
     numbers = [found.get(key) for key in ("scale", "growth_factor", "backoff_factor")]
     counts = [found.get(key) for key in ("growth_interval", "_growth_tracker")]
     return all(isinstance(value, int | float) and value > 0 for value in numbers) and all(map(_is_count, counts))
+
+
+def _are_parts(found: dict[str, Any]) -> bool:
+    return all(isinstance(part, dict) and _is_part(part.get("keys"), part.get("values")) for part in found.values())
+
+
+def _is_part(keys: Any, values: Any) -> bool:
+    if not (isinstance(keys, dict) and isinstance(values, list)):
+        return False
+    columns = [*keys.values(), *values]
+    return (
+        all(isinstance(column, list) for column in columns)
+        and len({len(column) for column in columns}) == 1
+        and all(type(value) is float for column in values for value in column)
+    )
 
 
 def _is_count(value: Any) -> bool:

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from trainscope.errors import DataError
+from trainscope.trainer.data.framing import Frame
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MIN_SIDE = 8
@@ -79,30 +80,23 @@ def find_samples(
     return [replace(sample, caption=captions.get(sample.path, "")) for sample in samples]
 
 
-def load_image(sample: Sample, resolution: int) -> Tensor:
-    """Load a picture: resize its shorter side to `resolution` px (Lanczos, antialiased), crop the centre.
+def load_image(sample: Sample, frame: Frame) -> Tensor:
+    """Load what is seen of a picture, resized by Lanczos' kernel, antialiased: float32 [3, h, w] in [-1, 1].
 
-    Returns float32 [3, resolution, resolution] in [-1, 1]. Raises `DataError` when the file changed or went away.
+    Raises `DataError` when the file changed or went away.
     """
     try:
-        image = _decode(sample.path.read_bytes())
+        data = sample.path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sample.digest:
+            raise ValueError("its content changed")
+        image = _decode(data)
     except UNDECODABLE as error:
         raise DataError(
             f"{sample.path} cannot be read any more: {reason(error)}",
             hint="leave the data folder alone while a run uses it",
         ) from error
-    size, box = fit_square(image.size, resolution)
-    pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS).crop(box), dtype=np.float32)
+    pixels = np.asarray(frame.cut(image, Image.Resampling.LANCZOS), dtype=np.float32)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous() / 127.5 - 1
-
-
-def fit_square(size: tuple[int, int], resolution: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-    """The size to resize a picture of `size` (width, height) to, and the box to crop from that, in px."""
-    width, height = size
-    scale = resolution / min(width, height)
-    scaled = max(resolution, round(width * scale)), max(resolution, round(height * scale))
-    left, top = (scaled[0] - resolution) // 2, (scaled[1] - resolution) // 2
-    return scaled, (left, top, left + resolution, top + resolution)
 
 
 def difference_hash(image: Image.Image) -> str:

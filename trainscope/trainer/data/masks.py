@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from trainscope.errors import DataError
-from trainscope.trainer.data.images import EXTENSIONS, UNDECODABLE, Sample, fit_square, reason, to_rgb
+from trainscope.trainer.data.framing import Frame
+from trainscope.trainer.data.images import EXTENSIONS, UNDECODABLE, Sample, reason, to_rgb
 
 
 def random_mask(
@@ -80,8 +81,8 @@ def _problem_of(path: Path) -> str:
     return ""
 
 
-def load_mask(path: Path, sample: Sample, resolution: int) -> Tensor:
-    """Load a mask and cut it like its picture: float32 [1, resolution, resolution] in {0, 1}, 1 where it is light.
+def load_mask(path: Path, frame: Frame) -> Tensor:
+    """Load a mask and cut it like its picture: float32 [1, h, w] in {0, 1}, 1 where it is light.
 
     Resized with the nearest neighbour, so that it stays binary; transparent is 0. Raises `DataError` when it cannot be
     decoded.
@@ -90,9 +91,8 @@ def load_mask(path: Path, sample: Sample, resolution: int) -> Tensor:
         layer = _decode(path)
     except UNDECODABLE as error:
         raise DataError(f"the mask {path} cannot be read: {reason(error)}", hint="save it again as PNG") from error
-    size, box = fit_square((sample.width, sample.height), resolution)
     black = Image.new("RGBA", layer.size, "black")
-    grey = Image.alpha_composite(black, layer).convert("L").resize(size, Image.Resampling.NEAREST).crop(box)
+    grey = frame.cut(Image.alpha_composite(black, layer).convert("L"), Image.Resampling.NEAREST)
     return torch.from_numpy((np.asarray(grey) >= 128).astype(np.float32))[None]
 
 

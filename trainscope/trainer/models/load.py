@@ -1,12 +1,12 @@
-"""Loads the parts of a Stable Diffusion pipeline for training: a tiny model, a diffusers folder, or a hub id.
+"""Loads a Stable Diffusion model for training: a tiny one, a diffusers folder, a single file, or a hub id.
 
 Reads safetensors only: a pickle runs whatever code its author put in. All parts come frozen, in eval mode and in
-float32; what is trained and in which precision is decided later. Knows nothing of the configuration or of training.
+float32; what is trained and in which precision is decided later. Knows nothing of training.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,35 +15,22 @@ import torch
 
 from trainscope.errors import ModelError
 from trainscope.trainer.models import hub, tiny
-from trainscope.trainer.models.quiet import quiet_libraries
+from trainscope.trainer.models.folder import load_folder
+from trainscope.trainer.models.other_vae import load_vae
+from trainscope.trainer.models.parts import Parts
+from trainscope.trainer.models.schedule import adjusted_schedule
+from trainscope.trainer.models.single_file import PICKLED, load_single_file
+from trainscope.trainer.models.tokenizers import Reader, load_tokenizers
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionImg2ImgPipeline")
-
-REQUIRED = (
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "tokenizer/tokenizer_config.json",
-    "unet/config.json",
-    "vae/config.json",
-)
-WEIGHTS = {
-    "text_encoder": "model",
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-}
-"""The parts with weights, and the names of their weight files without extension."""
-
-VARIANTS = (None, "fp16", "bf16")
-"""Preferred first: the full file, then those that some repositories publish instead."""
+CHANNELS = {4: "text to image", 9: "inpainting"}
 
 
 @dataclass
 class Components:
     """The parts of a pipeline. `inpainting`: the UNet takes 9 channels. `source`: what was loaded, for the record.
 
-    SDXL has two text encoders, each with its tokenizer; the others have one. `location` is the folder that diffusers
-    loads the same pipeline from.
+    SDXL has two text encoders, each with its tokenizer; the others have one. `location` is the folder or the file that
+    diffusers loads the same pipeline from.
     """
 
     tokenizers: tuple[Any, ...]
@@ -74,155 +61,90 @@ class Components:
         return self.text_encoders[0]
 
 
-def load_components(base: str, *, base_dir: Path) -> Components:
-    """Load the model that `base` names; relative folders are relative to `base_dir`.
+def load_components(
+    base: str,
+    *,
+    base_dir: Path,
+    tokenizer: str | None = None,
+    vae: str | None = None,
+    prediction_type: str = "auto",
+    zero_terminal_snr: bool = False,
+    warn: Callable[[str], None] = lambda message: None,
+) -> Components:
+    """Load the model that `base` names; relative paths are relative to `base_dir`. The others are keys of `[model]`.
 
-    Raises `ModelError`: an unknown tiny name, a folder that is no diffusers pipeline, pickled or damaged weights, a
-    UNet that is neither for text-to-image (4 channels) nor for inpainting (9), a hub id that cannot be reached.
+    `warn` is told what was taken for granted. Raises `ModelError`: an unknown tiny name, no pipeline and no checkpoint,
+    pickled or damaged weights, a UNet that is neither for text-to-image (4 channels) nor for inpainting (9), parts that
+    do not belong together, a hub id that cannot be reached.
     """
-    if base.startswith("tiny:"):
-        return _load_folder(tiny.tiny_folder(base.removeprefix("tiny:")), source=base)
-    folder = base_dir / Path(base).expanduser()
-    if folder.suffix in (".safetensors", ".ckpt", ".pt"):
-        raise ModelError(
-            f"model.base = {base!r} is a single file; trainscope loads diffusers folders",
-            hint='convert it: python -c "from diffusers import StableDiffusionPipeline as P; '
-            f"P.from_single_file({str(folder)!r}).save_pretrained('model')\"",
+    location = _location(base, base_dir, vae=vae is None)
+    source = base if base.startswith("tiny:") or not (base_dir / Path(base).expanduser()).exists() else str(location)
+    own_tokenizer = base_dir / Path(tokenizer).expanduser() if tokenizer is not None else None
+    if location.is_file():
+        parts = load_single_file(
+            location, vae=vae is None, tokenizer=own_tokenizer, prediction_type=prediction_type, warn=warn
         )
-    if folder.exists():
-        return _load_folder(folder, source=str(folder))
-    if not hub.is_hub_id(base):
-        raise ModelError(
-            f"model.base = {base!r}: there is no folder {folder}",
-            hint='use a diffusers folder, a hub id such as "owner/name", or "tiny:sd15"',
-        )
-    return _load_folder(hub.download(base, REQUIRED, WEIGHTS, VARIANTS), source=base)
-
-
-def _load_folder(folder: Path, *, source: str) -> Components:
-    _check_layout(folder, source)
-    weights = {part: _find_weights(folder / part, stem, source) for part, stem in WEIGHTS.items()}
-    for path, _ in weights.values():
-        _check_readable(path, source)
-    with quiet_libraries():
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        classes = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
-        models = {
-            part: _load_part(model_class, folder, part, weights[part][1], source)
-            for part, model_class in classes.items()
-        }
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-            scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-        except Exception as error:  # whatever the libraries raise on a broken JSON file
-            raise ModelError(f"the tokenizer or the scheduler of {source} cannot be loaded: {_line(error)}") from error
-    unet, text_encoder = models["unet"], models["text_encoder"]
-    channels, width = unet.config.in_channels, text_encoder.config.hidden_size
-    if channels not in (4, 9):
-        raise ModelError(
-            f"the UNet of {source} takes {channels} input channels; allowed are 4 (text to image) and 9 (inpainting)",
-            hint="depth, upscaling and instruction models are not supported",
-        )
-    if unet.config.cross_attention_dim != width:
-        raise ModelError(
-            f"{source}: the UNet attends to embeddings of width {unet.config.cross_attention_dim}, "
-            f"and the text encoder gives width {width}",
-            hint="its parts come from different models",
-        )
+    else:
+        parts = load_folder(location, source=source, vae=vae is None)
+        if own_tokenizer is not None:
+            readers = [
+                Reader(old.pad_token, encoder.config.vocab_size)
+                for old, encoder in zip(parts.tokenizers, parts.text_encoders, strict=True)
+            ]
+            parts.tokenizers = load_tokenizers(readers, folder=own_tokenizer)
+    if vae is not None:
+        parts.vae = load_vae(vae, base_dir=base_dir, config=parts.vae_config)
+    parts.noise_scheduler = adjusted_schedule(parts.noise_scheduler, prediction_type, zero_terminal_snr)
+    _check_fit(parts, source)
     return Components(
-        tokenizers=(tokenizer,),
-        text_encoders=(text_encoder,),
-        vae=models["vae"],
-        unet=unet,
-        noise_scheduler=scheduler,
-        inpainting=channels == 9,
+        tokenizers=parts.tokenizers,
+        text_encoders=parts.text_encoders,
+        vae=parts.vae,
+        unet=parts.unet,
+        noise_scheduler=parts.noise_scheduler,
+        inpainting=parts.unet.config.in_channels == 9,
         source=source,
-        location=folder,
+        location=location,
     )
 
 
-def _check_layout(folder: Path, source: str) -> None:
-    """Refuse what is no pipeline folder, or one of a pipeline that is not trained here."""
-    missing = [name for name in REQUIRED if not (folder / name).is_file()]
-    if missing:
+def _location(base: str, base_dir: Path, *, vae: bool) -> Path:
+    """The folder or file of a base; tiny models are built and hub ids downloaded."""
+    if base.startswith("tiny:"):
+        return tiny.tiny_folder(base.removeprefix("tiny:"))
+    path = base_dir / Path(base).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix.lower() in (".safetensors", *PICKLED)):
+        return path
+    allowed = 'use a diffusers folder, a .safetensors file, a hub id such as "owner/name", or "tiny:sd15"'
+    if path.is_file():
+        raise ModelError(f"model.base = {base!r} is a file, and no .safetensors", hint=allowed)
+    if path.suffix.lower() in (".safetensors", *PICKLED):
+        raise ModelError(f"model.base = {base!r}: there is no file {path}", hint=allowed)
+    if not hub.is_hub_id(base):
+        raise ModelError(f"model.base = {base!r}: there is no folder {path}", hint=allowed)
+    return hub.download_pipeline(base, vae=vae)
+
+
+def _check_fit(parts: Parts, source: str) -> None:
+    """Refuse UNets that are not trained here, and parts of different models."""
+    unet, vae = parts.unet, parts.vae
+    channels = unet.config.in_channels
+    if channels not in CHANNELS:
         raise ModelError(
-            f"{source} is no diffusers pipeline: it lacks {', '.join(missing)}",
-            hint="a folder written by pipeline.save_pretrained() has model_index.json and a folder for each part",
+            f"the UNet of {source} takes {channels} input channels; "
+            f"allowed are {' and '.join(f'{count} ({use})' for count, use in CHANNELS.items())}",
+            hint="depth, upscaling and instruction models are not supported",
         )
-    try:
-        kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{source}: model_index.json is damaged: {_line(error)}", hint=_AGAIN) from error
-    if kind not in PIPELINES:
+    widths = [encoder.config.hidden_size for encoder in parts.text_encoders]
+    if unet.config.cross_attention_dim != sum(widths):
         raise ModelError(
-            f"{source} is a {kind}; trainscope trains Stable Diffusion 1.x and 2.x ({', '.join(PIPELINES[:2])})"
+            f"{source}: the UNet attends to embeddings of width {unet.config.cross_attention_dim}, and the text "
+            f"{'encoder gives' if len(widths) == 1 else 'encoders give'} width {' + '.join(map(str, widths))}",
+            hint="its parts come from different models",
         )
-
-
-def _find_weights(folder: Path, stem: str, source: str) -> tuple[Path, str | None]:
-    """The weight file of a part (of a sharded one its index), and the variant that it is."""
-    for variant in VARIANTS:
-        suffix = f".{variant}" if variant else ""
-        for path in (folder / f"{stem}{suffix}.safetensors", folder / f"{stem}.safetensors.index{suffix}.json"):
-            if path.is_file():
-                return path, variant
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
-    if pickled:
+    if vae.config.latent_channels != unet.config.out_channels:
         raise ModelError(
-            f"{source} has pickled weights only ({folder.name}/{pickled[0]}); "
-            "trainscope does not load them, since unpickling runs code",
-            hint='if you trust its author, convert it once: python -c "from diffusers import DiffusionPipeline as P; '
-            f"P.from_pretrained({source!r}, use_safetensors=False).save_pretrained('model')\"",
+            f"the VAE's latents have {vae.config.latent_channels} channels, and the UNet of {source} denoises "
+            f"{unet.config.out_channels}",
+            hint="a VAE belongs to the models that were trained with it",
         )
-    raise ModelError(f"{source} lacks {folder.name}/{stem}.safetensors", hint=_AGAIN)
-
-
-def _check_readable(path: Path, source: str) -> None:
-    """Find damaged files by their header before a library meets them with a traceback."""
-    from safetensors import SafetensorError, safe_open
-
-    files = [path]
-    if path.suffix == ".json":
-        try:
-            files = [path.parent / name for name in sorted(set(json.loads(path.read_text())["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{source}: {path.name} is damaged: {_line(error)}", hint=_AGAIN) from error
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{source}: {path.parent.name}/{file.name} is damaged or incomplete: {_line(error)}", hint=_AGAIN
-            ) from error
-
-
-def _load_part(model_class: Any, folder: Path, part: str, variant: str | None, source: str) -> Any:
-    try:
-        model, report = model_class.from_pretrained(
-            folder,
-            subfolder=part,
-            variant=variant,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # the libraries raise OSError, ValueError, RuntimeError and their own
-        raise ModelError(f"the {part} of {source} cannot be loaded: {_line(error)}", hint=_AGAIN) from error
-    missing = sorted(report["missing_keys"])
-    if missing:  # the libraries would go on with random weights
-        raise ModelError(
-            f"the {part} of {source} lacks {len(missing)} tensors, the first is {missing[0]}",
-            hint="its weights do not belong to its config.json",
-        )
-    return model.to(torch.float32).requires_grad_(False).eval()
-
-
-_AGAIN = "download or save the model again"
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error, for a message of one line."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

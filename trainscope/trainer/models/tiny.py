@@ -12,8 +12,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,10 +25,9 @@ from torch import nn
 
 from trainscope.errors import ModelError
 from trainscope.trainer.models import tiny_text, tiny_vae
+from trainscope.trainer.models.pipelines import pipeline_class
 from trainscope.trainer.models.quiet import quiet_libraries
-
-INPUT_CHANNELS = {"sd15": 4, "sd15-inpainting": 9}
-"""The tiny models by name, with the input channels of the UNet (inpainting: latents, mask, masked latents)."""
+from trainscope.trainer.models.tiny_text import Encoder
 
 SEED = 0
 
@@ -43,39 +43,80 @@ SD15_NOISE = {
 """Stable Diffusion 1.5's noise schedule (its scheduler/scheduler_config.json, as a `DDPMScheduler`)."""
 
 
+@dataclass(frozen=True)
+class Tiny:
+    """What a tiny model is made of: settings beside those that all share, which are Stable Diffusion 1.5's."""
+
+    encoders: Mapping[str, Encoder]
+    """The text encoders by the names of their parts."""
+    unet: Mapping[str, Any] = field(default_factory=dict)
+    noise: Mapping[str, Any] = field(default_factory=dict)
+    scaling_factor: float = tiny_vae.SCALING_FACTOR
+
+
+CLIP = Encoder()
+TINY = {
+    "sd15": Tiny({"text_encoder": CLIP}),
+    "sd15-inpainting": Tiny({"text_encoder": CLIP}, unet={"in_channels": 9}),  # latents, mask, masked latents
+    "sd2-v": Tiny(
+        {"text_encoder": Encoder(activation="gelu", pad_token="!")},  # noqa: S106 - no password
+        unet={"use_linear_projection": True, "attention_head_dim": [2, 4]},
+        noise={"prediction_type": "v_prediction"},
+    ),
+    "sdxl": Tiny(
+        {
+            "text_encoder": CLIP,
+            "text_encoder_2": Encoder(width=48, heads=3, activation="gelu", pad_token="!", projected=True),  # noqa: S106
+        },
+        unet={
+            "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "transformer_layers_per_block": [1, 2],
+            "mid_block_type": "UNetMidBlock2DCrossAttn",
+            "up_block_types": ("UpBlock2D", "UpBlock2D"),
+            "attention_head_dim": [2, 4],
+            "use_linear_projection": True,
+            "cross_attention_dim": tiny_text.WIDTH + 48,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 48,
+        },
+        scaling_factor=0.13025,
+    ),
+}
+"""The tiny models by name."""
+
+
 def build_tiny(name: str, folder: Path) -> None:
     """Build the tiny model `name` and save it as a diffusers folder; the global random state is left as it was.
 
     Building twice on one machine gives byte-identical weights. Raises `ModelError` for an unknown name.
     """
     check_name(name)
-    inpainting = INPUT_CHANNELS[name] == 9
+    recipe = TINY[name]
     with quiet_libraries():
-        from diffusers import DDPMScheduler, StableDiffusionInpaintPipeline, StableDiffusionPipeline
+        import diffusers
 
-        tokenizer = tiny_text.build_tokenizer()
-        with _seeded("text_encoder"):
-            text_encoder = tiny_text.build_text_encoder(len(tokenizer))
+        parts: dict[str, Any] = {}
+        for part, encoder in recipe.encoders.items():
+            tokenizer = tiny_text.build_tokenizer(encoder.pad_token)
+            parts[part.replace("text_encoder", "tokenizer")] = tokenizer
+            with _seeded(part):
+                parts[part] = tiny_text.build_text_encoder(tokenizer, encoder)
         with _seeded("vae"):
-            vae = tiny_vae.build_vae(torch.Generator().manual_seed(SEED))
+            parts["vae"] = tiny_vae.build_vae(torch.Generator().manual_seed(SEED), recipe.scaling_factor)
         with _seeded("unet"):
-            unet = build_unet(INPUT_CHANNELS[name])
-        pipeline_class = StableDiffusionInpaintPipeline if inpainting else StableDiffusionPipeline
-        pipeline = pipeline_class(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=DDPMScheduler(**SD15_NOISE),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.save_pretrained(folder, safe_serialization=True)
-    tiny_text.write_vocabulary(folder / "tokenizer")
+            parts["unet"] = build_unet(recipe.unet)
+        parts["scheduler"] = diffusers.DDPMScheduler(**{**SD15_NOISE, **recipe.noise})
+        sdxl = len(recipe.encoders) > 1
+        if not sdxl:
+            parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = pipeline_class(parts["unet"].config.in_channels == 9, sdxl=sdxl)
+        getattr(diffusers, pipeline)(**parts).save_pretrained(folder, safe_serialization=True)
+    for part in recipe.encoders:
+        tiny_text.write_vocabulary(folder / part.replace("text_encoder", "tokenizer"))
 
 
-def build_unet(in_channels: int) -> Any:
+def build_unet(settings: Mapping[str, Any]) -> Any:
     """Build the `UNet2DConditionModel`, drawing from the global generator; the caller forks it.
 
     Two levels, cross attention on the outer one, 118 tensors: a CPU spends its time on the number of operations and
@@ -83,19 +124,20 @@ def build_unet(in_channels: int) -> Any:
     """
     from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=in_channels,
-        out_channels=4,
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        mid_block_type="UNetMidBlock2D",
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        cross_attention_dim=tiny_text.WIDTH,
-        norm_num_groups=8,
-        attention_head_dim=2,  # a misnomer in SD 1.x: the number of heads
-    ).eval()
+    common = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (32, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": tiny_text.WIDTH,
+        "norm_num_groups": 8,
+        "attention_head_dim": 2,  # a misnomer: the number of heads
+    }
+    unet = UNet2DConditionModel(**{**common, **settings}).eval()
     with torch.no_grad():
         for name, module in unet.named_modules():
             if name.endswith(".attn1"):
@@ -123,11 +165,11 @@ def check_name(name: str) -> None:
     """Raise `ModelError`, with the nearest name, unless there is a tiny model `name`."""
     from difflib import get_close_matches
 
-    if name in INPUT_CHANNELS:
+    if name in TINY:
         return
-    near = get_close_matches(name, INPUT_CHANNELS, n=1, cutoff=0.4)
+    near = get_close_matches(name, TINY, n=1, cutoff=0.4)
     question = f"; did you mean tiny:{near[0]}?" if near else ""
-    allowed = ", ".join(f"tiny:{known}" for known in INPUT_CHANNELS)
+    allowed = ", ".join(f"tiny:{known}" for known in TINY)
     raise ModelError(f"there is no tiny model {name!r}{question}", hint=f"the tiny models are {allowed}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,23 @@ def build_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {token: number for number, token in enumerate(tokens)}, merges
 
 
-def build_tokenizer() -> Any:
+@dataclass(frozen=True)
+class Encoder:
+    """A text encoder, by default as Stable Diffusion 1.5's: one of OpenAI's CLIP. `projected`: its summary is, too."""
+
+    width: int = WIDTH
+    heads: int = 2
+    activation: str = "quick_gelu"
+    pad_token: str = END
+    projected: bool = False
+
+
+def build_tokenizer(pad_token: str = END) -> Any:
     """Build the `CLIPTokenizer`, at most 77 tokens with start and end."""
     from transformers import CLIPTokenizer
 
     vocabulary, merges = build_vocabulary()
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS, pad_token=pad_token)
 
 
 def write_vocabulary(folder: Path) -> None:
@@ -81,20 +93,21 @@ def write_vocabulary(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def build_text_encoder(tokens: int) -> Any:
-    """Build the `CLIPTextModel` for `tokens` tokens, drawing from the global generator; the caller forks it."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+def build_text_encoder(tokenizer: Any, encoder: Encoder) -> Any:
+    """Build the `CLIPTextModel` (…`WithProjection`), drawing from the global generator; the caller forks it."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
-        vocab_size=tokens,
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        projection_dim=WIDTH,
+        vocab_size=len(tokenizer),
+        hidden_size=encoder.width,
+        intermediate_size=2 * encoder.width,
+        projection_dim=encoder.width,
         num_hidden_layers=2,
-        num_attention_heads=2,
+        num_attention_heads=encoder.heads,
+        hidden_act=encoder.activation,
         max_position_embeddings=MAX_TOKENS,
-        pad_token_id=tokens - 1,
-        bos_token_id=tokens - 2,
-        eos_token_id=tokens - 1,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
-    return CLIPTextModel(config).eval()
+    return (CLIPTextModelWithProjection if encoder.projected else CLIPTextModel)(config).eval()

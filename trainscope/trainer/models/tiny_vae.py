@@ -44,7 +44,7 @@ _RIDGE = 1e-6
 _PICTURES, _SIZE = 24, 64
 
 
-def build_vae(generator: torch.Generator) -> Any:
+def build_vae(generator: torch.Generator, scaling_factor: float = SCALING_FACTOR) -> Any:
     """Build the `AutoencoderKL` (float32, 8x downscale, 4 latent channels), drawing only from `generator`.
 
     The draws that diffusers' constructors make from the global generator are overwritten; the caller forks it.
@@ -59,7 +59,7 @@ def build_vae(generator: torch.Generator) -> Any:
         latent_channels=4,
         norm_num_groups=GROUPS,
         sample_size=_SIZE,
-        scaling_factor=SCALING_FACTOR,
+        scaling_factor=scaling_factor,
         mid_block_add_attention=False,
     ).eval()
     with torch.no_grad():
@@ -120,7 +120,7 @@ def _wire(vae: Any, generator: torch.Generator) -> None:
                 _mirror(module.weight)
     for matrix in (vae.quant_conv.weight, vae.post_quant_conv.weight):
         matrix.copy_(torch.eye(len(matrix))[:, :, None, None])
-    vae.post_quant_conv.weight.mul_(SCALING_FACTOR)  # the decoder's features want inputs of size 1, too
+    vae.post_quant_conv.weight.mul_(vae.config.scaling_factor)  # the decoder's features want inputs of size 1, too
 
     keep = torch.zeros(3, 3)
     keep[1, 1] = 1
@@ -170,7 +170,7 @@ def _open_norm(norm: nn.GroupNorm, last: Any, generator: torch.Generator) -> Non
 def _solve_encoder(vae: Any, pictures: Tensor) -> None:
     targets = latent_targets(pictures)
     std, mean = torch.std_mean(targets, dim=(0, 2, 3), keepdim=True)
-    targets = (targets - mean) / std * LATENT_STD[:, None, None] / SCALING_FACTOR
+    targets = (targets - mean) / std * LATENT_STD[:, None, None] / vae.config.scaling_factor
     conv = vae.encoder.conv_out
     weight, bias = _ridge(_input_of(conv, lambda: vae.encoder(pictures)), targets)
     conv.weight.zero_()

@@ -1,20 +1,24 @@
 """`[optimizer]` → an object of the library that has it.
 
-A new optimizer is a model in `config.optimizer` and an entry of `BUILDERS`. Knows nothing of what is optimized.
+A new optimizer is a model in `config.optimizers` and an entry of `BUILDERS`. Knows nothing of what is optimized.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from trainscope.config.optimizer import PAGED, SGDNesterov8bit, component_lr
+
 Groups = list[dict[str, Any]]
-Build = Callable[[Groups, dict[str, Any], int], torch.optim.Optimizer]
-"""(parameter groups, the section's keys but `type`, warmup steps) → the optimizer."""
+Options = dict[str, Any]
+Build = Callable[[Groups, Options, int], torch.optim.Optimizer]
+"""(parameter groups, the section's keys but `type` and the components' rates, warmup steps) → the optimizer."""
 
 
 def build_optimizer(
@@ -24,62 +28,89 @@ def build_optimizer(
 
     `warmup_steps` is for those that warm up by themselves; the others leave it to the schedule.
     """
-    groups: Groups = [{"params": list(tensors), "name": component} for component, tensors in params.items()]
-    return BUILDERS[section.type](groups, section.model_dump(exclude={"type"}), warmup_steps)
+    groups: Groups = [
+        {"params": list(tensors), "name": component, "lr": component_lr(section, component)}
+        for component, tensors in params.items()
+    ]
+    options = section.model_dump(exclude={"type", "unet_lr", "text_encoder_lr"})
+    device = next((tensor.device for tensors in params.values() for tensor in tensors), torch.device("cpu"))
+    kind = section.type.removeprefix("paged-") if _cannot_page(section, device) else section.type
+    with contextlib.redirect_stdout(io.StringIO()):  # some print "Using decoupled weight decay"
+        return BUILDERS[kind](groups, options, warmup_steps)
 
 
-def _adamw(groups: Groups, options: dict[str, Any], warmup_steps: int) -> torch.optim.Optimizer:
-    # foreach is torch's own choice on a GPU; on the CPU it is as exact and quicker than the loop.
-    return torch.optim.AdamW(groups, **options, foreach=True)
+def fallback(section: Any, device: torch.device) -> str | None:
+    """What an optimizer does in another way than its section asks for, in a sentence; None if nothing."""
+    if _cannot_page(section, device):
+        plain = section.type.removeprefix("paged-")
+        return f"{section.type} pages its state out of a CUDA GPU's memory only; on {device.type} it is {plain}"
+    if isinstance(section, SGDNesterov8bit):
+        return "sgd-nesterov8bit steps plain momentum: bitsandbytes takes Nesterov's as an argument and ignores it"
+    return None
 
 
-def _adamw8bit(groups: Groups, options: dict[str, Any], warmup_steps: int) -> torch.optim.Optimizer:
-    from bitsandbytes.optim import AdamW8bit
-
-    optimizer: torch.optim.Optimizer = AdamW8bit(groups, **options)
-    return optimizer
+def _cannot_page(section: Any, device: torch.device) -> bool:
+    return isinstance(section, PAGED) and device.type != "cuda"
 
 
-def _lion(groups: Groups, options: dict[str, Any], warmup_steps: int) -> torch.optim.Optimizer:
-    from lion_pytorch import Lion
+def _of(module: str, name: str, **fixed: Any) -> Build:
+    """An optimizer whose arguments have the names of the section's keys. Its library is imported when it is built."""
 
-    optimizer: torch.optim.Optimizer = Lion(groups, **options)
-    return optimizer
+    def build(groups: Groups, options: Options, warmup_steps: int) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = getattr(importlib.import_module(module), name)(groups, **options, **fixed)
+        return made
 
-
-def _prodigy(groups: Groups, options: dict[str, Any], warmup_steps: int) -> torch.optim.Optimizer:
-    from prodigyopt import Prodigy
-
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints "Using decoupled weight decay"
-        optimizer: torch.optim.Optimizer = Prodigy(groups, **options)
-    return optimizer
+    return build
 
 
-def _adamw_schedulefree(groups: Groups, options: dict[str, Any], warmup_steps: int) -> torch.optim.Optimizer:
-    from schedulefree import AdamWScheduleFree
+def _adafactor(groups: Groups, options: Options, warmup_steps: int) -> torch.optim.Optimizer:
+    from transformers.optimization import Adafactor
 
-    return _in_train_mode(AdamWScheduleFree(groups, **options, warmup_steps=warmup_steps))
+    if not options["relative_step"]:
+        made: torch.optim.Optimizer = Adafactor(groups, **options)
+        return made
+    # It refuses a rate that it is not going to use; a schedule has to have one.
+    rates = [group.pop("lr") for group in groups]
+    made = Adafactor(groups, **{**options, "lr": None})
+    for group, rate in zip(made.param_groups, rates, strict=True):
+        group["lr"] = rate
+    return made
 
 
-def _radam_schedulefree(groups: Groups, options: dict[str, Any], warmup_steps: int) -> torch.optim.Optimizer:
-    from schedulefree import RAdamScheduleFree
+def _schedule_free(name: str, *, warms_up: bool) -> Build:
+    def build(groups: Groups, options: Options, warmup_steps: int) -> torch.optim.Optimizer:
+        import schedulefree
 
-    return _in_train_mode(RAdamScheduleFree(groups, **options))
+        own = {"warmup_steps": warmup_steps} if warms_up else {}
+        made: Any = getattr(schedulefree, name)(groups, **options, **own)
+        made.train()  # it refuses to step before
+        trained: torch.optim.Optimizer = made
+        return trained
 
-
-def _in_train_mode(optimizer: Any) -> torch.optim.Optimizer:
-    """Schedule-Free refuses to step before `train()`."""
-    optimizer.train()
-    trained: torch.optim.Optimizer = optimizer
-    return trained
+    return build
 
 
 BUILDERS: dict[str, Build] = {
-    "adamw": _adamw,
-    "adamw8bit": _adamw8bit,
-    "lion": _lion,
-    "prodigy": _prodigy,
-    "adamw-schedulefree": _adamw_schedulefree,
-    "radam-schedulefree": _radam_schedulefree,
+    # foreach is torch's own choice on a GPU; on the CPU it is as exact and quicker than the loop.
+    "adamw": _of("torch.optim", "AdamW", foreach=True),
+    "adamw8bit": _of("bitsandbytes.optim", "AdamW8bit"),
+    "paged-adamw8bit": _of("bitsandbytes.optim", "PagedAdamW8bit"),
+    "lion": _of("lion_pytorch", "Lion"),
+    "lion8bit": _of("bitsandbytes.optim", "Lion8bit"),
+    "paged-lion8bit": _of("bitsandbytes.optim", "PagedLion8bit"),
+    "sgd-nesterov": _of("torch.optim", "SGD", nesterov=True, foreach=True),
+    "sgd-nesterov8bit": _of("bitsandbytes.optim", "SGD8bit", nesterov=True),
+    "dadapt-adam": _of("dadaptation", "DAdaptAdam"),
+    "dadapt-adam-preprint": _of("dadaptation.experimental", "DAdaptAdamPreprint"),
+    "dadapt-adagrad": _of("dadaptation", "DAdaptAdaGrad"),
+    "dadapt-adan": _of("dadaptation", "DAdaptAdan"),
+    "dadapt-adan-ip": _of("dadaptation.experimental", "DAdaptAdanIP"),
+    "dadapt-lion": _of("dadaptation", "DAdaptLion"),
+    "dadapt-sgd": _of("dadaptation", "DAdaptSGD"),
+    "adafactor": _adafactor,
+    "prodigy": _of("prodigyopt", "Prodigy"),
+    "adamw-schedulefree": _schedule_free("AdamWScheduleFree", warms_up=True),
+    "radam-schedulefree": _schedule_free("RAdamScheduleFree", warms_up=False),
+    "sgd-schedulefree": _schedule_free("SGDScheduleFree", warms_up=True),
 }
 """By `optimizer.type`."""

@@ -7,7 +7,9 @@ always the one that was asked for. Knows nothing of checkpoints or of the optimi
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -18,7 +20,14 @@ from trainscope.config.model import RunConfig
 from trainscope.config.optimizer import SCHEDULE_FREE
 from trainscope.config.plan import Plan
 
-DIFFUSERS_NAME = {"constant": "constant", "constant-with-warmup": "constant_with_warmup", "cosine": "cosine"}
+DIFFUSERS_NAME = {
+    "constant": "constant",
+    "constant-with-warmup": "constant_with_warmup",
+    "linear": "linear",
+    "cosine": "cosine",
+    "cosine-with-restarts": "cosine_with_restarts",
+    "polynomial": "polynomial",
+}
 
 
 @dataclass(frozen=True)
@@ -28,17 +37,45 @@ class Schedule:
     type: str
     steps: int
     warmup_steps: int
+    cycles: int = 1
+    """Falls of cosine-with-restarts."""
+    power: float = 1.0
+    """Exponent of polynomial."""
+    min_lr_ratio: float = 0.0
+    """Share of the base learning rate that it falls to."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, found: Any) -> Schedule:
+        """What `as_json` gave. Raises `ValueError` for anything else."""
+        if not (isinstance(found, dict) and found.keys() == {field.name for field in fields(cls)}):
+            raise ValueError("a schedule has other keys")
+        counts = [found[name] for name in ("steps", "warmup_steps", "cycles")]
+        shares = [found[name] for name in ("power", "min_lr_ratio")]
+        if not (isinstance(found["type"], str) and found["type"] in DIFFUSERS_NAME):
+            raise ValueError("there is no schedule of that type")
+        if any(type(value) is not int for value in counts) or any(type(value) is not float for value in shares):
+            raise ValueError("a schedule's values are of another type")
+        schedule = cls(**found)
+        in_range = (
+            min(schedule.steps, schedule.warmup_steps) >= 0
+            and schedule.cycles >= 1
+            and 0 < schedule.power < math.inf
+            and 0 <= schedule.min_lr_ratio < 1
+        )
+        if not in_range:
+            raise ValueError("a schedule's values are out of range")
+        return schedule
+
 
 def planned_schedule(config: RunConfig, plan: Plan) -> Schedule:
     """The schedule of a run from its beginning. Schedule-Free's warmup is the optimizer's own business."""
-    kind, warmup = config.scheduler.type, plan.warmup_steps
+    section, kind, warmup = config.scheduler, str(config.scheduler.type), plan.warmup_steps
     if isinstance(config.optimizer, SCHEDULE_FREE):
         kind, warmup = ("constant" if kind == "constant-with-warmup" else kind), 0
-    return Schedule(kind, plan.steps, warmup)
+    return Schedule(kind, plan.steps, warmup, section.cycles, section.power, section.min_lr_ratio)
 
 
 def schedule_after_resume(config: RunConfig, plan: Plan, saved: Schedule, done: int) -> Schedule:
@@ -51,18 +88,37 @@ def schedule_after_resume(config: RunConfig, plan: Plan, saved: Schedule, done: 
     left = max(1, plan.steps - done)
     warmup = config.scheduler.warmup
     warmup_steps = 0 if planned.warmup_steps == 0 else round(warmup * left) if warmup < 1 else round(warmup)
-    return Schedule(planned.type, left, warmup_steps)
+    return replace(planned, steps=left, warmup_steps=warmup_steps)
 
 
 def build_scheduler(schedule: Schedule, optimizer: torch.optim.Optimizer) -> LambdaLR:
     """The schedule at position 0; it steps once for each optimizer step."""
-    scheduler: LambdaLR = get_scheduler(
+    return LambdaLR(optimizer, shape_of(schedule))
+
+
+def shape_of(schedule: Schedule) -> Callable[[int], float]:
+    """Position → share of the base learning rate: diffusers' shape, which after the warmup stays above the floor.
+
+    diffusers' polynomial ends at 1e-7 of the base learning rate instead of 0.
+    """
+    # It reads the rate of the optimizer that it is given: a rate of 1 makes the shape the same for every group.
+    nobody = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    (shape,) = get_scheduler(
         DIFFUSERS_NAME[schedule.type],
-        optimizer,
+        nobody,
         num_warmup_steps=schedule.warmup_steps,
-        num_training_steps=schedule.steps,
-    )
-    return scheduler
+        # Its polynomial divides by the steps after the warmup, also where there are none.
+        num_training_steps=max(schedule.steps, schedule.warmup_steps + 1),
+        num_cycles=schedule.cycles,
+        power=schedule.power,
+    ).lr_lambdas
+    floor = schedule.min_lr_ratio
+
+    def share(position: int) -> float:
+        value = float(shape(position))
+        return value if position < schedule.warmup_steps else floor + (1 - floor) * value
+
+    return share
 
 
 def move_to(scheduler: LambdaLR, position: int) -> list[float]:

@@ -11,9 +11,14 @@ from PIL import Image
 
 from tests.unit.trainer.conftest import SHAPES
 from trainscope.errors import DataError
-from trainscope.trainer.data.images import difference_hash, find_samples, fit_square, load_image, to_rgb
+from trainscope.trainer.data.framing import Frame, centre_frame
+from trainscope.trainer.data.images import Sample, difference_hash, find_samples, load_image, to_rgb
 
 Pictures = Callable[..., Path]
+
+
+def square(sample: Sample, side: int) -> Frame:
+    return centre_frame((sample.width, sample.height), (side, side))
 
 
 def _refusal(folder: Path, **arguments: object) -> DataError:
@@ -167,8 +172,7 @@ def test_exif_orientation_is_applied(pictures: Pictures) -> None:
     image.save(folder / "a.png", exif=exif)
     sample = find_samples(folder)[0]
     assert (sample.width, sample.height) == (20, 40)
-    assert fit_square((20, 40), 20) == ((20, 40), (0, 10, 20, 30))
-    tensor = load_image(sample, 20)
+    tensor = load_image(sample, square(sample, 20))
     assert float(tensor[:, :9].min()) > 0.9  # the left half is on top now
     assert float(tensor[:, 11:].max()) < -0.9
 
@@ -190,7 +194,8 @@ def test_every_mode_becomes_rgb(pictures: Pictures, mode: str) -> None:
     image = Image.fromarray(values) if mode == "I;16" else Image.new("RGB", (16, 16), "white").convert(mode)
     name = "a.jpg" if mode == "CMYK" else "a.png"
     image.save(folder / name)
-    tensor = load_image(find_samples(folder)[0], 16)
+    sample = find_samples(folder)[0]
+    tensor = load_image(sample, square(sample, 16))
     assert tensor.shape == (3, 16, 16)
     if mode == "I;16":
         assert float((tensor[0] - torch.linspace(-1, 1, 256).reshape(16, 16)).abs().max()) < 0.01
@@ -204,7 +209,8 @@ def test_tensors_are_square_crops_of_the_middle(pictures: Pictures, size: tuple[
     image = Image.new("RGB", size, "black")
     image.paste("white", (size[0] // 2 - 8, size[1] // 2 - 8, size[0] // 2 + 8, size[1] // 2 + 8))
     image.save(folder / "a.png")
-    tensor = load_image(find_samples(folder)[0], 64)
+    sample = find_samples(folder)[0]
+    tensor = load_image(sample, square(sample, 64))
     assert tensor.shape == (3, 64, 64)
     assert tensor.dtype == torch.float32
     assert tensor.is_contiguous()
@@ -214,11 +220,14 @@ def test_tensors_are_square_crops_of_the_middle(pictures: Pictures, size: tuple[
     assert abs(float(centre) - 31.5) <= 1
 
 
-def test_a_picture_that_went_away_is_an_error(pictures: Pictures) -> None:
+def test_a_picture_that_went_away_or_changed_is_an_error(pictures: Pictures) -> None:
     sample = find_samples(pictures("a.png"))[0]
+    Image.new("RGB", (24, 16), "white").save(sample.path)
+    with pytest.raises(DataError, match="cannot be read any more: its content changed"):
+        load_image(sample, square(sample, 16))
     sample.path.unlink()
     with pytest.raises(DataError, match="cannot be read any more"):
-        load_image(sample, 16)
+        load_image(sample, square(sample, 16))
 
 
 def test_alike_pictures_have_alike_hashes() -> None:

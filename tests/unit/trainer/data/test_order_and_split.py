@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainscope.config.buckets import batches_per_epoch
 from trainscope.errors import DataError
-from trainscope.trainer.data.order import batches_per_epoch, epoch_batches, micro_batches
+from trainscope.trainer.data.order import epoch_batches, micro_batches, sample_of
 from trainscope.trainer.data.split import split_validation
 
 
@@ -19,36 +20,63 @@ class Picture:
 
 
 def test_an_epoch_visits_each_sample_once_and_the_last_batch_is_short() -> None:
-    batches = epoch_batches(range(10, 38), 8, seed=1, epoch=0)
+    batches = epoch_batches([range(10, 38)], 8, seed=1, epoch=0)
     assert [len(batch) for batch in batches] == [8, 8, 8, 4]
     assert sorted(itertools.chain(*batches)) == list(range(10, 38))
 
 
 def test_the_order_depends_on_seed_and_epoch() -> None:
-    orders = {str(epoch_batches(range(28), 4, seed=seed, epoch=epoch)) for seed in (0, 1) for epoch in (0, 1)}
-    assert len(orders) == 4
-    assert epoch_batches(range(28), 4, seed=0, epoch=3) == epoch_batches(range(28), 4, seed=0, epoch=3)
+    for groups in ([range(28)], [range(20), range(20, 28)]):
+        orders = {str(epoch_batches(groups, 4, seed=seed, epoch=epoch)) for seed in (0, 1) for epoch in (0, 1)}
+        assert len(orders) == 4
+        assert epoch_batches(groups, 4, seed=0, epoch=3) == epoch_batches(groups, 4, seed=0, epoch=3)
 
 
-def test_repeats_are_visited_as_often() -> None:
-    visited = list(itertools.chain(*epoch_batches([0, 0, 0, 1], 3, seed=0, epoch=0)))
-    assert sorted(visited) == [0, 0, 0, 1]
+def test_repeats_are_visits_of_their_own() -> None:
+    visits = list(itertools.chain(*epoch_batches([[0, 7]], 3, seed=0, epoch=0, repeats=3)))
+    assert len(set(visits)) == 6
+    assert sorted(map(sample_of, visits)) == [0, 0, 0, 7, 7, 7]
+    assert {0, 7} < set(visits)  # the first visit is named by the sample alone
 
 
-@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 100), st.integers(0, 3))
-def test_any_position_continues_the_same_sequence(count: int, batch_size: int, start: int, seed: int) -> None:
-    whole = list(itertools.islice(micro_batches(range(count), batch_size, seed=seed), start + 12))
-    rest = list(itertools.islice(micro_batches(range(count), batch_size, seed=seed, start=start), 12))
+def test_a_batch_has_one_bucket_and_buckets_come_mixed() -> None:
+    groups = [list(range(9)), list(range(20, 25)), [40]]
+    batches = epoch_batches(groups, 4, seed=0, epoch=0, repeats=2)
+    of = {sample: number for number, group in enumerate(groups) for sample in group}
+    buckets = [{of[sample_of(visit)] for visit in batch} for batch in batches]
+    assert all(len(bucket) == 1 for bucket in buckets)
+    order = [min(bucket) for bucket in buckets]
+    assert sorted(order) == [0] * 5 + [1] * 3 + [2]
+    assert order != sorted(order)
+    firsts = {min(of[sample_of(v)] for v in epoch_batches(groups, 4, seed=0, epoch=epoch)[0]) for epoch in range(30)}
+    assert firsts == {0, 1, 2}
+    visited = [sample_of(visit) for visit in itertools.chain(*batches)]
+    assert sorted(visited) == sorted([sample for group in groups for sample in group] * 2)
+
+
+GROUPS = st.lists(st.integers(1, 9), min_size=1, max_size=4)
+
+
+@given(GROUPS, st.integers(1, 9), st.integers(0, 60), st.integers(0, 3), st.integers(1, 3))
+def test_any_position_continues_the_same_sequence(
+    counts: list[int], batch_size: int, start: int, seed: int, repeats: int
+) -> None:
+    groups = [[100 * number + place for place in range(count)] for number, count in enumerate(counts)]
+    how = {"seed": seed, "repeats": repeats}
+    whole = list(itertools.islice(micro_batches(groups, batch_size, **how), start + 12))
+    rest = list(itertools.islice(micro_batches(groups, batch_size, start=start, **how), 12))
     assert rest == whole[start:]
     assert [batch.position for batch in whole] == list(range(start + 12))
-    assert all(batch.epoch == batch.position // batches_per_epoch(count, batch_size) for batch in whole)
+    each = batches_per_epoch(counts, batch_size, repeats=repeats)
+    assert all(batch.epoch == batch.position // each for batch in whole)
 
 
 def test_nothing_to_train_on_is_an_error() -> None:
-    with pytest.raises(DataError, match="no sample to train on"):
-        epoch_batches([], 4, seed=0, epoch=0)
-    with pytest.raises(DataError, match="no sample to train on"):
-        next(micro_batches([], 4, seed=0, start=3))
+    for groups in ([], [[]]):
+        with pytest.raises(DataError, match="no sample to train on"):
+            epoch_batches(groups, 4, seed=0, epoch=0)
+        with pytest.raises(DataError, match="no sample to train on"):
+            next(micro_batches(groups, 4, seed=0, start=3))
 
 
 def test_the_split_follows_the_files_and_not_their_places() -> None:

@@ -7,18 +7,20 @@ from pathlib import Path
 from PIL import Image, ImageChops
 
 from tests.unit.trainer.conftest import SHAPES
-from trainscope.proof.shapes import COUNT, draw_shapes, plan_shapes
+from trainscope.proof.shapes import COUNT, draw_shapes, plan_shapes, write_tags
 
 
 def test_the_pictures_are_drawn_again_alike(tmp_path: Path) -> None:
     drawn = draw_shapes(tmp_path)
+    write_tags(tmp_path)
     assert len(drawn) == COUNT == 28
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        path.name for path in SHAPES.iterdir() if path.suffix in (".png", ".txt")
+        path.name for path in SHAPES.iterdir() if path.suffix in (".png", ".txt", ".tags")
     )
     for path in drawn:
         assert ImageChops.difference(Image.open(path), Image.open(SHAPES / path.name)).getbbox() is None
-        assert path.with_suffix(".txt").read_bytes() == (SHAPES / path.name).with_suffix(".txt").read_bytes()
+        for ending in (".txt", ".tags"):
+            assert path.with_suffix(ending).read_bytes() == (SHAPES / path.name).with_suffix(ending).read_bytes()
 
 
 def test_the_shapes_lie_inside_and_differ() -> None:

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainscope.errors import ModelError
-from trainscope.trainer.models import hub
-from trainscope.trainer.models.load import WEIGHTS, Components, load_components
+from trainscope.trainer.models.folder import ONE
+from trainscope.trainer.models.load import Components, load_components
+from trainscope.trainer.models.tiny import tiny_folder
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_quiet_restores_the_warnings(model: Path) -> None:
         ("tiny:sd51", "did you mean tiny:sd15"),
         ("no/such/folder", "there is no folder"),
         ("./owner/name", "there is no folder"),
-        ("weights.safetensors", "single file"),
+        ("weights.safetensors", "there is no file"),
     ],
 )
 def test_bases_that_cannot_be_meant(base: str, says: str, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(model: Path) -
 
 
 def test_a_half_precision_variant_is_loaded_as_float32(model: Path) -> None:
-    for part, stem in WEIGHTS.items():
+    for part, stem in ONE.weights.items():
         path = model / part / f"{stem}.safetensors"
         half = {name: tensor.half() for name, tensor in load_file(path).items()}
         save_file(half, model / part / f"{stem}.fp16.safetensors", metadata={"format": "pt"})
@@ -144,7 +145,9 @@ def test_a_half_precision_variant_is_loaded_as_float32(model: Path) -> None:
     [
         ("unet/config.json", {"in_channels": 8}, "8 input channels"),
         ("unet/config.json", {"cross_attention_dim": 64}, "the unet of"),
-        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "is a StableDiffusionXLPipeline"),
+        ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "is a StableDiffusion3Pipeline; trainscope"),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline; trainscope"),
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "lacks tokenizer_2/tokenizer_config.json"),
     ],
 )
 def test_models_of_another_kind(model: Path, file: str, change: dict[str, Any], says: str) -> None:
@@ -164,36 +167,55 @@ def test_a_damaged_configuration_is_a_model_error(model: Path, file: str) -> Non
     assert _refusal(model)
 
 
-def test_a_hub_id_offline_fails_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set") as caught:
-        load_components("nobody/no-such-model", base_dir=tmp_path)
-    assert caught.value.hint is not None
-    assert "hf download" in caught.value.hint
+def test_stable_diffusion_xl_has_two_text_encoders(sdxl: Components) -> None:
+    assert sdxl.sdxl
+    assert list(sdxl.models) == ["unet", "text_encoder", "text_encoder_2"]
+    assert [type(encoder).__name__ for encoder in sdxl.text_encoders] == [
+        "CLIPTextModel",
+        "CLIPTextModelWithProjection",
+    ]
+    assert all(not p.requires_grad and p.dtype == torch.float32 for m in sdxl.models.values() for p in m.parameters())
+    assert not sdxl.inpainting
 
 
-def test_a_hub_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise OSError("Name or service not known")
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [None, None]}, "is the refiner of SDXL"),
+        (
+            {"_class_name": "StableDiffusionPipeline"},
+            "attends to embeddings of width 80, and the text encoder gives width 32",
+        ),
+    ],
+)
+def test_xl_folders_that_are_something_else(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder("sdxl"), tmp_path / "model"))
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert says in str(_refusal(folder))
 
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # read from the environment at its import
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
-    with pytest.raises(ModelError, match="the hub does not answer"):
-        load_components("nobody/no-such-model", base_dir=tmp_path)
+
+@pytest.mark.parametrize("part", ["text_encoder_2", "tokenizer_2"])
+def test_a_missing_second_part_is_named(part: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder("sdxl"), tmp_path / "model"))
+    shutil.rmtree(folder / part)
+    assert f"it lacks {part}/" in str(_refusal(folder))
 
 
-def test_of_a_repository_only_what_is_needed_is_downloaded() -> None:
-    files = [
-        "README.md", "model_index.json", "v1-5.ckpt", "v1-5.safetensors", "tokenizer/merges.txt", "unet/config.json",
-        "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors",
-        "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors",
-        "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model-00001-of-00002.safetensors",
-        "text_encoder/model-00002-of-00002.safetensors", "safety_checker/model.safetensors",
-    ]  # fmt: skip
-    assert set(hub.choose_files(files, WEIGHTS, (None, "fp16"))) == {
-        "model_index.json", "tokenizer/merges.txt", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
-        "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model-00001-of-00002.safetensors",
-        "text_encoder/model-00002-of-00002.safetensors",
-    }  # fmt: skip
+def test_nine_channels_of_xl_are_inpainting_too(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder("sdxl"), tmp_path / "model"))
+    weights, config = folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "unet" / "config.json"
+    tensors = load_file(weights)
+    tensors["conv_in.weight"] = torch.cat([tensors["conv_in.weight"], torch.zeros(32, 5, 3, 3)], dim=1)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
+    loaded = load_components(str(folder), base_dir=Path())
+    assert loaded.inpainting
+    assert loaded.sdxl
+
+
+def test_paths_are_relative_to_the_base_folder(model: Path) -> None:
+    shutil.copytree(model / "vae", model.parent / "other")
+    shutil.copytree(model / "tokenizer", model.parent / "clip")
+    loaded = load_components("model", base_dir=model.parent, vae="other", tokenizer="clip")
+    assert loaded.tokenizer.name_or_path == str(model.parent / "clip")

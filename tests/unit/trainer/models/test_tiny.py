@@ -10,10 +10,11 @@ import torch
 
 from tests.unit.trainer.conftest import SHAPES
 from trainscope.errors import ModelError
+from trainscope.trainer.data.framing import centre_frame
 from trainscope.trainer.data.images import find_samples, load_image
-from trainscope.trainer.data.latents import encode_images
 from trainscope.trainer.models import tiny
 from trainscope.trainer.models.load import Components
+from trainscope.trainer.models.vae import vae_encode
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -26,6 +27,37 @@ def test_building_twice_gives_the_same_bytes_whatever_the_global_state(tmp_path:
     tiny.build_tiny("sd15", tmp_path / "again")
     assert torch.equal(torch.get_rng_state(), before)
     assert _files(tmp_path / "again") == _files(sd15_folder)
+
+
+@pytest.mark.parametrize("name", ["sd2-v", "sdxl"])
+def test_the_others_are_built_the_same_twice_too(name: str, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    tiny.build_tiny(name, tmp_path / "again")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert _files(tmp_path / "again") == _files(tiny.tiny_folder(name))
+
+
+def test_stable_diffusion_2_is_told_from_1_by_what_a_trainer_meets(sd2: Components, sd15: Components) -> None:
+    assert sd2.noise_scheduler.config.prediction_type == "v_prediction"
+    assert sd2.unet.config.use_linear_projection
+    assert sd2.unet.config.attention_head_dim == [2, 4]
+    assert sd2.unet.down_blocks[0].attentions[0].proj_in.weight.ndim == 2
+    assert sd15.unet.down_blocks[0].attentions[0].proj_in.weight.ndim == 4
+    assert (sd2.text_encoder.config.hidden_act, sd15.text_encoder.config.hidden_act) == ("gelu", "quick_gelu")
+    assert sd2.tokenizer.pad_token == "!"
+
+
+def test_xl_has_what_makes_it_xl(sdxl: Components) -> None:
+    widths = [encoder.config.hidden_size for encoder in sdxl.text_encoders]
+    assert widths == [32, 48]
+    config = sdxl.unet.config
+    assert config.cross_attention_dim == sum(widths)
+    assert config.addition_embed_type == "text_time"
+    assert config.projection_class_embeddings_input_dim == 6 * config.addition_time_embed_dim + widths[1]
+    depths = [len(block.attentions[0].transformer_blocks) for block in sdxl.unet.down_blocks]
+    assert depths == [1, 2]
+    assert [tokenizer.pad_token for tokenizer in sdxl.tokenizers] == ["<|endoftext|>", "!"]
+    assert sdxl.vae.config.scaling_factor == 0.13025
 
 
 def test_inpainting_shares_everything_but_the_unet(sd15: Components, inpainting: Components) -> None:
@@ -43,18 +75,24 @@ def test_the_unet_has_the_parts_of_a_real_one(sd15: Components) -> None:
     assert sd15.unet.config.cross_attention_dim == sd15.text_encoder.config.hidden_size == 32
 
 
-def test_no_tensor_of_the_unet_is_zero(sd15: Components) -> None:
+@pytest.mark.parametrize("fixture", ["sd15", "sd2", "sdxl"])
+def test_no_tensor_of_the_unet_is_zero(fixture: str, request: pytest.FixtureRequest) -> None:
     """As in a trained model: what is zero can make steps of any size, in any precision."""
-    assert all(float(parameter.abs().median()) > 1e-3 for parameter in sd15.unet.parameters())
+    unet = request.getfixturevalue(fixture).unet
+    assert all(float(parameter.abs().median()) > 1e-3 for parameter in unet.parameters())
 
 
-def test_the_vae_keeps_the_picture(sd15: Components) -> None:
-    pictures = torch.stack([load_image(sample, 64) for sample in find_samples(SHAPES)])
-    latents = encode_images(sd15.vae, pictures)
+@pytest.mark.parametrize("fixture", ["sd15", "sdxl"])
+def test_the_vae_keeps_the_picture(fixture: str, request: pytest.FixtureRequest) -> None:
+    model: Components = request.getfixturevalue(fixture)
+    samples = find_samples(SHAPES)
+    frames = [centre_frame((sample.width, sample.height), (64, 64)) for sample in samples]
+    pictures = torch.stack([load_image(sample, frame) for sample, frame in zip(samples, frames, strict=True)])
+    latents = vae_encode(model.vae, pictures)
     assert latents.shape == (28, 4, 8, 8)
     assert 0.7 < float(latents.std()) < 1.4
     with torch.no_grad():
-        decoded = sd15.vae.decode(latents / sd15.vae.config.scaling_factor).sample
+        decoded = model.vae.decode(latents / model.vae.config.scaling_factor).sample
     error = float((decoded - pictures).square().mean())
     of_the_mean = float((pictures - pictures.mean(dim=(2, 3), keepdim=True)).square().mean())
     assert error < of_the_mean / 4

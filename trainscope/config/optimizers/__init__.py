@@ -1,0 +1,1 @@
+"""One model for each `optimizer.type`, by what they have in common."""

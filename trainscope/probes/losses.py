@@ -1,0 +1,59 @@
+"""The `losses` table: the loss by how noisy a sample was, where a mean over all timesteps hides one that fails.
+
+The samples' losses travel as they are and are put into bins on the host, so that a step costs next to nothing. Knows
+nothing of how a loss is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainscope.probes.pending import Part, Pending, join
+from trainscope.schema import Record
+
+BINS = 10
+
+
+class LossesProbe:
+    """Call `see` for every micro-batch, and `rows` with all of a step's parts."""
+
+    def __init__(self, timesteps: int) -> None:
+        """`timesteps` is how many the model has, whatever part of them is trained."""
+        self._timesteps = timesteps
+
+    @torch.no_grad()
+    def see(self, timesteps: Sequence[int], losses: Tensor, weighted: Tensor) -> Part:
+        """Each sample's timestep, its loss and its loss times weight: [n] each."""
+        bins = [timestep * BINS // self._timesteps for timestep in timesteps]
+        return Part({"bin": bins}, torch.stack([losses, weighted]).detach().double())
+
+    def rows(self, step: int, parts: Sequence[Part]) -> Pending:
+        """The bins of a step."""
+        part = join(parts)
+        return Pending("losses", step, part.keys, ("loss", "weighted_loss"), part.values, fold=_by_bin)
+
+
+def _by_bin(samples: Record) -> Record:
+    """Means over the samples of each bin that has some."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    columns = samples.columns
+    for number, *values in zip(columns["bin"], columns["loss"], columns["weighted_loss"], strict=True):
+        found.setdefault(number, []).append((values[0], values[1]))
+    bins = sorted(found)
+    means: list[list[Any]] = [
+        [sum(values[column] for values in found[number]) / len(found[number]) for number in bins] for column in (0, 1)
+    ]
+    return Record(
+        samples.table,
+        {
+            "step": columns["step"][: len(bins)],
+            "bin": bins,
+            "count": [len(found[number]) for number in bins],
+            "loss": means[0],
+            "weighted_loss": means[1],
+        },
+    )
