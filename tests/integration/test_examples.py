@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ import pytest
 from tests.integration.commands import trainscope
 from trainscope.cli.auditing import audit_run
 from trainscope.cli.fix import fix
+from trainscope.cli.preflight import preflight_report
 from trainscope.config.load import load_config
+from trainscope.engine.loader import load_rules
 from trainscope.engine.runs import source_of
 from trainscope.engine.tables import as_table
 from trainscope.errors import ConfigError
@@ -225,3 +229,125 @@ def test_s3_from_the_weights_and_from_resized_ones(s3_first: Path, tmp_path: Pat
             row["step"]: row["loss"] for row in read_run(tmp_path / name).datasets["evals"].to_table().to_pylist()
         }
         assert losses[20] < losses[0] < 0.6, "it begins where the first run ended"
+
+
+# ---- S1: the parameters
+
+
+S1 = EXAMPLES / "s1-parameters"
+S1_CONFIGS = [path.relative_to(S1).as_posix() for path in sorted(S1.rglob("*.toml"))]
+S1_KEYS = [
+    "train.batch_size",
+    "train.epochs",
+    "precision.compute",
+    "sample.width",
+    "sample.height",
+    "sample.seed",
+    "sample.sampler",
+    "sample.prompts",
+    "sample.negative_prompt",
+    "checkpoint.every_epochs",
+    "precision.save",
+    "optimizer.lr",
+    "optimizer.unet_lr",
+    "optimizer.text_encoder_lr",
+    "scheduler.warmup",
+    "scheduler.type",
+    "scheduler.cycles",
+    "optimizer.type",
+    "train.parts",
+    "data.resolution",
+    "data.buckets.enabled",
+    "data.buckets.min",
+    "data.buckets.max",
+    "data.buckets.step",
+    "lora.rank",
+    "lora.dropout",
+    "lora.targets",
+    "lora.conv_rank",
+    "lora.alpha",
+    "data.shuffle_captions",
+    "data.weighted_captions",
+    "data.repeats",
+    "data.keep_tokens",
+    "data.max_tokens",
+    "noise.offset",
+    "noise.multires_iterations",
+    "noise.multires_discount",
+    "run.seed",
+    "model.clip_skip",
+]
+"""Those of the report's table."""
+S1_OPTIMIZERS = [
+    "adamw",
+    "adamw8bit",
+    "paged-adamw8bit",
+    "lion",
+    "lion8bit",
+    "paged-lion8bit",
+    "sgd-nesterov",
+    "sgd-nesterov8bit",
+    "dadapt-adam-preprint",
+    "dadapt-adam",
+    "dadapt-adagrad",
+    "dadapt-adan-ip",
+    "dadapt-lion",
+    "dadapt-sgd",
+    "adafactor",
+    "prodigy",
+]
+S1_SCHEDULERS = ["linear", "cosine", "cosine-with-restarts", "polynomial", "constant", "constant-with-warmup"]
+S1_QUICK = ("unet-lora.toml", "buckets-and-captions.toml")
+
+
+def test_s1_every_parameter_is_set_and_explained() -> None:
+    rows = [row for name in S1_CONFIGS for row in load_config(S1 / name).rows()]
+    given = {key for key, _, origin in rows if origin == "file"}
+    assert set(S1_KEYS) <= given
+    assert set(S1_OPTIMIZERS) <= {value for key, value, _ in rows if key == "optimizer.type"}
+    assert set(S1_SCHEDULERS) <= {value for key, value, _ in rows if key == "scheduler.type"}
+    assert {str(value) for key, value, _ in rows if key == "train.parts"} >= {"['unet']", "['text_encoder']"}
+    readme = (S1 / "README.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`([a-z]+(?:\.[a-z_]+)+)`", readme))
+    assert set(S1_KEYS) <= told
+    assert {name for name in told if name.endswith(".toml")} <= {Path(name).name for name in S1_CONFIGS}
+
+
+def test_s1_rules_that_the_table_names_exist() -> None:
+    named = set(re.findall(r"\b[A-Z]{2,5}\d{3}\b", (S1 / "README.md").read_text(encoding="utf-8")))
+    assert len(named) > 10
+    assert named <= {rule.code for rule in load_rules()[0]}
+
+
+@pytest.mark.parametrize("name", S1_CONFIGS)
+def test_s1_preflight_finds_nothing_wrong(name: str) -> None:
+    report = preflight_report(load_config(S1 / name))
+    assert report.findings == []
+    assert [outcome for outcome in report.rules if outcome.outcome == "crashed"] == []
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in S1_QUICK else pytest.param(name, marks=pytest.mark.slow) for name in S1_CONFIGS]
+)
+def test_s1_every_configuration_trains(name: str, tmp_path: Path) -> None:
+    small = ["data.resolution=32", "data.buckets.min=16", "eval.every_steps=0", "sample.every_steps=0"]
+    finished = train(load_config(S1 / name, small), out=tmp_path / "run", stop_at=2)
+    assert finished.step == 2
+    steps = read_run(tmp_path / "run").datasets["steps"].to_table().to_pylist()
+    assert [row["step"] for row in steps] == [1, 2]
+    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in steps)
+
+
+def test_s1_what_is_cut_off_a_caption_is_never_seen(tmp_path: Path) -> None:
+    """What DATA101 warns of: captions that differ only beyond the cut are one and the same."""
+    long = ", ".join(["a shape on a background"] * 16)
+    prompts = f'sample.prompts=["{long}, a red circle", "{long}, a blue star"]'
+    few = ["data.resolution=32", "train.epochs=1", "sample.every_steps=1000", "sample.steps=2", "eval.every_steps=0"]
+    images = {}
+    for tokens in (75, 150):
+        out = tmp_path / str(tokens)
+        few_tokens = [*few, "sample.width=32", "sample.height=32", prompts, f"data.max_tokens={tokens}"]
+        train(load_config(S1 / "unet-lora.toml", few_tokens), out=out, stop_at=1)
+        rows = read_run(out).datasets["samples"].to_table().to_pylist()
+        images[tokens] = {row["prompt"]: row["digest"] for row in rows if row["step"] == rows[0]["step"]}
+    assert {tokens: len(set(digests.values())) for tokens, digests in images.items()} == {75: 1, 150: 2}

@@ -22,6 +22,11 @@ def impossible_combinations(config: RunConfig) -> Iterator[str]:
     yield from _scheduler_problems(config)
     if isinstance(config.optimizer, Adafactor):
         yield from _adafactor_problems(config, config.optimizer)
+    if isinstance(config.optimizer, DAdaptSGD) and precision.weights == "fp16":
+        yield (
+            'optimizer.type = "dadapt-sgd" with precision.weights = "fp16": it divides by the square of its first '
+            "steps, which is 0 in fp16"
+        )
 
     if train.parallel == "fsdp":
         yield from fsdp_problems(config)
@@ -62,7 +67,7 @@ def _scheduler_problems(config: RunConfig) -> Iterator[str]:
         yield f"{warmup}: radam-schedulefree has a warmup of its own and takes none"
     elif isinstance(optimizer, DAdaptSGD) and scheduler.warmup > 0:
         yield (
-            f"{warmup} with optimizer.type = dadapt-sgd: it measures the gradient at the first step, and fails where "
+            f'{warmup} with optimizer.type = "dadapt-sgd": it measures the gradient at the first step, and fails where '
             "the learning rate is 0 there"
         )
     elif scheduler.type == "constant" and scheduler.warmup > 0 and not isinstance(optimizer, WARMED_UP):

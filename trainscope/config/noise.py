@@ -26,7 +26,7 @@ class NoiseSection(Section):
     min_snr_gamma: Annotated[PositiveFloat | None, Field(examples=[5.0])] = None
     """Weigh errors of the picture by min(SNR, gamma), so that the easy timesteps do not dominate; 5 is usual."""
     debiased: bool = False
-    """Weigh errors of the noise by 1/√SNR, SNR at most 1000, and those of the velocity to match (debiased estimation)."""
+    """Debiased estimation: weigh errors of the noise by 1/√SNR, SNR at most 1000, and the velocity's to match."""
     timestep_sampling: Literal["uniform", "logit-normal"] = "uniform"
     """How timesteps are drawn: all alike, or mostly from the middle."""
     logit_mean: float = 0.0

@@ -51,9 +51,9 @@ def build_session(
     device = processes.device or choose_device(config.run.device)
     compute_dtype = choose_compute_dtype(config.precision, device)
 
-    components = load_components(**config.model.sources(), base_dir=resolved.base_dir, warn=warn)
-    for model in (components.vae, *components.text_encoders):
-        model.to(dtype=DTYPES[config.precision.base])
+    components = load_components(
+        **config.model.sources(), base_dir=resolved.base_dir, dtypes=stored_formats(config), warn=warn
+    )
     for model in (components.vae, *components.models.values()):
         model.to(device)
     objective = build_objective(config, components.noise_scheduler, device)
@@ -109,6 +109,15 @@ def _seed(asked: int, resume: Resume | None) -> int:
     if resume is not None:
         return seed_in_effect(resume)
     return asked if asked >= 0 else secrets.randbelow(2**31)
+
+
+def stored_formats(config: RunConfig) -> dict[str, torch.dtype]:
+    """The formats that the parts of the model are stored in."""
+    trained = config.train.parts if config.train.method == "finetune" else ()
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
+    return {
+        part: DTYPES[config.precision.weights if _part(part) in trained else config.precision.base] for part in parts
+    }
 
 
 def make_trainable(resolved: ResolvedConfig, components: Components, seed: int) -> list[LoraPair]:

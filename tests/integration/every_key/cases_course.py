@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,9 +45,8 @@ def on_resume(watcher: Watcher) -> None:
     seen = {}
     for how in ("restart", "extend"):
         first = watcher.see(base, stop_at=2)
-        last = watcher.see(
-            {**base, "train.steps": 8, "scheduler.on_resume": how, "run.name": how}, resume=str(first.finished.checkpoint)
-        )
+        asked = {**base, "train.steps": 8, "scheduler.on_resume": how, "run.name": how}
+        last = watcher.see(asked, resume=str(first.finished.checkpoint))
         seen[how] = last.lrs[-6:]
     assert close(seen["restart"], lrs(*((6 - n) / 6 for n in range(6))))
     assert close(seen["extend"], lrs(*((8 - n) / 8 for n in range(2, 8))))
@@ -159,21 +157,23 @@ def command(watcher: Watcher, *args: object, values: Values) -> Any:
         return trainscope(*(folder / "cfg.toml" if arg == "CFG" else arg for arg in args))
 
 
-STILL: Values = {"optimizer.lr": 0.0, "train.steps": 4}
-"""A training that moves nothing, which a rule finds."""
+def audited(run: Path, *rules: str) -> int | None:
+    return trainscope("audit", run, "--format", "json", "--select", ",".join(rules)).code
 
 
 def audit_fail_on(watcher: Watcher) -> None:
-    """The same findings, another exit code."""
-    codes = {}
-    for level in ("error", "never"):
-        run = watcher.see({**STILL, "audit.fail_on": level}).run
-        codes[level] = trainscope("audit", run, "--format", "json", "--select", "SYM001").code
-    assert codes == {"error": 1, "never": 0}
+    """The same finding, a caption that is cut off, and another exit code."""
+    codes = {level: audited(watcher.see({"audit.fail_on": level}).run, "DATA101") for level in ("error", "warning")}
+    assert codes == {"error": 0, "warning": 1}
 
 
 def audit_thresholds(watcher: Watcher) -> None:
-    """A threshold of the configuration decides whether the rule fires."""
+    """One of four captions is cut off, which is too many or just enough."""
+    found = {}
+    for share in (0.2, 0.3):
+        values = {"audit.fail_on": "warning", "audit.thresholds.DATA101.max_share": share}
+        found[share] = audited(watcher.see(values).run, "DATA101")
+    assert found == {0.2: 1, 0.3: 0}
 
 
 class Asked:
@@ -289,7 +289,10 @@ CASES: dict[str, Case | Own] = {
         1, lambda seen: seen.checkpoints, lambda before, after: (before, after) == ([2], [1, 2])
     ),
     "checkpoint.every_epochs": Case(
-        1, lambda seen: seen.checkpoints, lambda before, after: (before, after) == ([6], [2, 4, 6]), base={"train.steps": 6}
+        1,
+        lambda seen: seen.checkpoints,
+        lambda before, after: (before, after) == ([6], [2, 4, 6]),
+        base={"train.steps": 6},
     ),
     "checkpoint.keep": Case(
         1,
@@ -302,7 +305,10 @@ CASES: dict[str, Case | Own] = {
     ),
     "checkpoint.resume": checkpoint_resume,
     "sample.every_steps": Case(
-        1, lambda seen: sorted(set(seen.column("samples", "step"))), lambda before, after: (before, after) == ([0, 2], [0, 1, 2]), base=SAMPLES
+        1,
+        lambda seen: sorted(set(seen.column("samples", "step"))),
+        lambda before, after: (before, after) == ([0, 2], [0, 1, 2]),
+        base=SAMPLES,
     ),
     "sample.prompts": Case(
         ["a blue star", "a ring"],
@@ -325,12 +331,19 @@ CASES: dict[str, Case | Own] = {
         1, lambda seen: seen.column("evals", "step"), lambda before, after: (before, after) == ([], [0, 1, 2])
     ),
     "eval.samples": Case(
-        4, lambda seen: seen.column("evals", "draws", "loss"), lambda before, after: after[0][0] == 4, base={"eval.every_steps": 1, "eval.samples": 2}
+        4,
+        lambda seen: seen.column("evals", "draws", "loss"),
+        lambda before, after: after[0][0] == 4,
+        base={"eval.every_steps": 1, "eval.samples": 2},
     ),
-    "probes.every": Case(2, looks, lambda before, after: (before, after) == ([1, 2, 3, 4], [2, 4]), base={"train.steps": 4}),
+    "probes.every": Case(
+        2, looks, lambda before, after: (before, after) == ([1, 2, 3, 4], [2, 4]), base={"train.steps": 4}
+    ),
     "probes.budget": probes_budget,
     "probes.tables": Case(
-        ["adapters"], recorded, lambda before, after: (before, after) == ({"tensors", "adapters", "batches"}, {"adapters"})
+        ["adapters"],
+        recorded,
+        lambda before, after: (before, after) == ({"tensors", "adapters", "batches"}, {"adapters"}),
     ),
     "audit.fail_on": audit_fail_on,
     "audit.live": audit_live,

@@ -46,7 +46,12 @@ class Stepped:
     def state_formats(self) -> set[torch.dtype]:
         """Of what is kept for each element."""
         states = self.optimizer.state.values()
-        return {kept.dtype for state in states for kept in state.values() if isinstance(kept, Tensor) and kept.shape == SHAPE}
+        return {
+            kept.dtype
+            for state in states
+            for kept in state.values()
+            if isinstance(kept, Tensor) and kept.shape == SHAPE
+        }
 
 
 def stepped(kind: str, keys: Values) -> Stepped:
@@ -111,7 +116,9 @@ def alone(component: str, untouched: str) -> Callable[[Stepped, Stepped], bool]:
     """One component goes farther, and the other just as far."""
 
     def means(one: Stepped, other: Stepped) -> bool:
-        return other.distance(component) > one.distance(component) and same(one.course[untouched], other.course[untouched])
+        return other.distance(component) > one.distance(component) and same(
+            one.course[untouched], other.course[untouched]
+        )
 
     return means
 

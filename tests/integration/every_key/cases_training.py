@@ -7,6 +7,7 @@ import math
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,17 +15,20 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.integration.every_key.watch import Case, Own, Seen, Values, Watcher
+from tests.integration.every_key.watch import Case, Own, Seen, Values, Watcher, same
+from tests.integration.published import tiny_architecture, write_tiny
 from trainscope.config.load import parse_config
-from trainscope.errors import TrainingError
+from trainscope.errors import ModelError, TrainingError
 from trainscope.trainer.build import build_session
+from trainscope.trainer.models import recognise
+from trainscope.trainer.models.load import load_components
 from trainscope.trainer.models.tiny import tiny_folder
 from trainscope.trainer.processes import Processes
 
 FINETUNE: Values = {"train.method": "finetune", "optimizer.lr": 1e-4}
 CONV: Values = {"lora.conv_rank": 2}
 BOTH: Values = {"train.parts": ["unet", "text_encoder"]}
-V: Values = {"model.base": "tiny:sd2-v", "noise.min_timestep": 999}
+V: Values = {"model.base": "tiny:sd2-v", "model.zero_terminal_snr": False, "noise.min_timestep": 999}
 
 
 def larger(before: float, after: float) -> bool:
@@ -51,10 +55,6 @@ def shapes(seen: Seen) -> dict[str, tuple[int, ...]]:
 def adapted(seen: Seen) -> set[str]:
     """The modules that have an adapter in the file that the run leaves."""
     return {pair.module for pair in seen.session.pairs}
-
-
-def updates(seen: Seen) -> list[float]:
-    return [seen.moved]
 
 
 # ---- [run]
@@ -96,9 +96,32 @@ def other_vae(watcher: Watcher) -> str:
         shutil.copytree(tiny_folder("sd15") / "vae", folder)
         (path,) = folder.glob("*.safetensors")
         tensors = load_file(path)
-        tensors = {name: tensor * 1.5 if name.startswith("encoder.conv_out") else tensor for name, tensor in tensors.items()}
+        tensors = {
+            name: tensor * 1.5 if name.startswith("encoder.conv_out") else tensor for name, tensor in tensors.items()
+        }
         save_file(tensors, path, metadata={"format": "pt"})
     return str(folder)
+
+
+def model_tokenizer(watcher: Watcher) -> None:
+    """A file that is one model has none in it: the folder's is used, and another one gives another text."""
+    components = load_components("tiny:sd15", base_dir=watcher.folder)
+    architecture = tiny_architecture(components, "sd1")
+    path = watcher.folder / "tiny.safetensors"
+    write_tiny(components, architecture, path)
+    own = tiny_folder("sd15") / "tokenizer"
+    other = Path(shutil.copytree(own, watcher.folder / "tokenizer"))
+    vocabulary = json.loads((own / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary["a"], vocabulary["o"] = vocabulary["o"], vocabulary["a"]
+    (other / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (other / "tokenizer.json").unlink(missing_ok=True)
+    with mock.patch.object(recognise, "architectures", return_value={"tiny": architecture}):
+        one = watcher.see({"model.base": str(path), "model.tokenizer": str(own)})
+        changed = watcher.see({"model.base": str(path), "model.tokenizer": str(other)})
+        with pytest.raises(ModelError, match="tokenizer"):
+            watcher.see({"model.base": str(path)})
+    assert same(one.texts, watcher.seen({}).texts)
+    assert not same(one.texts, changed.texts)
 
 
 def last_timestep(seen: Seen) -> float:
@@ -173,20 +196,26 @@ CASES: dict[str, Case | Own] = {
     "run.seed": run_seed_drawn,
     "run.device": run_device,
     "model.base": Case("tiny:sdxl", shapes, lambda before, after: before.keys() != after.keys()),
+    "model.tokenizer": model_tokenizer,
     "model.prediction_type": Case(
         "v_prediction",
-        lambda seen: seen.column("batches", "target_kind"),
-        lambda before, after: set(before) == {"epsilon"} and set(after) == {"v_prediction"},
+        lambda seen: all(torch.equal(one.target, one.draw.noise) for one in seen.passes),
+        lambda before, after: before and not after,
     ),
     "model.zero_terminal_snr": Case(
-        True, last_timestep, lambda before, after: before > 0.01 and after < 1e-3, base={**V, "model.zero_terminal_snr": False}
+        True,
+        last_timestep,
+        lambda before, after: before > 0.01 and after < 1e-3,
+        base=V,
     ),
     "model.clip_skip": Case(2, lambda seen: seen.texts, differ),
     "model.vae": Case(other_vae, lambda seen: seen.latents, lambda before, after: after.std() > before.std()),
     "train.method": Case(
         "finetune",
         lambda seen: (set(seen.weights), seen.files),
-        lambda before, after: all("lora_" in name for name in before[0]) and not any("lora_" in name for name in after[0]),
+        lambda before, after: (
+            all("lora_" in name for name in before[0]) and not any("lora_" in name for name in after[0])
+        ),
     ),
     "train.parts": Case(
         ["unet", "text_encoder"],
@@ -196,17 +225,25 @@ CASES: dict[str, Case | Own] = {
     "train.steps": Case(3, lambda seen: (seen.finished.step, len(seen.losses)), lambda before, after: after == (3, 3)),
     "train.epochs": train_epochs,
     "train.batch_size": Case(
-        1, lambda seen: [len(one.batch.samples) for one in seen.passes], lambda before, after: (before, after) == ([2, 2], [1, 1])
+        1,
+        lambda seen: [len(one.batch.samples) for one in seen.passes],
+        lambda before, after: (before, after) == ([2, 2], [1, 1]),
     ),
     "train.gradient_accumulation": Case(
-        2, lambda seen: (len(seen.passes), seen.finished.step), lambda before, after: (before, after) == ((2, 2), (4, 2))
+        2,
+        lambda seen: (len(seen.passes), seen.finished.step),
+        lambda before, after: (before, after) == ((2, 2), (4, 2)),
     ),
     "train.max_grad_norm": Case(
         1e-4,
-        lambda seen: seen.column("steps", "grad_norm", "clip_coef"),
-        # The second step sees weights of a smaller first one; only the first is comparable.
-        lambda before, after: math.isclose(after[0][1], 1e-4 / before[0][0], rel_tol=1e-2) and before[0][1] == 1.0,
-        base={**FINETUNE, "train.max_grad_norm": 1e9},
+        lambda seen: (seen.column("steps", "grad_norm", "clip_coef")[0], seen.moved),
+        lambda before, after: (
+            before[0][1] == 1.0
+            and math.isclose(after[0][1], 1e-4 / before[0][0], rel_tol=1e-2)
+            # Steps of SGD are as long as the gradient is; AdamW's are not.
+            and math.isclose(after[1], before[1] * after[0][1], rel_tol=1e-2)
+        ),
+        base={**FINETUNE, "train.steps": 1, "optimizer.type": "sgd-nesterov", "train.max_grad_norm": 1e9},
     ),
     "train.gradient_checkpointing": Case(
         True, lambda seen: seen.blocks, lambda before, after: after == 2 * before, base=FINETUNE

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,9 +14,11 @@ from typing import Any
 from unittest import mock
 
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
+from transformers import CLIPTextModel
 
 from tests.integration.every_key.pictures import SIDE, write_masks, write_pictures
 from trainscope.config.load import parse_config
@@ -57,6 +61,7 @@ class Pass:
     draw: Draw
     noisy: Tensor
     text: Tensor
+    target: Tensor
     losses: Tensor
     weighted: Tensor
 
@@ -67,22 +72,27 @@ class Pass:
 
 @dataclass
 class Seen(Callback):
-    """Watches a training. `blocks` counts the calls of a block of the UNet, `formats` are those it computed in."""
+    """Watches a training.
+
+    `blocks` counts the calls of a block of the UNet, `formats` are those that it computed in, `encoded` counts the
+    calls of the encoders: latents, text.
+    """
 
     started: dict[str, Tensor] = field(default_factory=dict)
     passes: list[Pass] = field(default_factory=list)
     blocks: int = 0
     formats: set[torch.dtype] = field(default_factory=set)
+    encoded: Counter[str] = field(default_factory=Counter)
     session: Session = field(init=False)
     finished: Finished = field(init=False)
 
     def on_start(self, session: Session) -> None:
         self.session = session
         self.started = {name: tensor.detach().clone() for name, tensor in session.params.items()}
-        session.unet.mid_block.register_forward_hook(self._saw_block)
+        session.unet.down_blocks[0].resnets[0].register_forward_pre_hook(self._saw_block)
         session.unet.conv_in.register_forward_hook(lambda module, args, output: self.formats.add(output.dtype))
 
-    def _saw_block(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+    def _saw_block(self, module: torch.nn.Module, args: Any) -> None:
         self.blocks += 1
 
     def denoise(self, session: Session, batch: Batch, draw: Draw, *more: Any) -> Denoised:
@@ -90,7 +100,7 @@ class Seen(Callback):
         given: list[Tensor] = []
 
         def look(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given.extend([args[0].detach().clone(), (args[2]).detach().clone()])
+            given.extend([args[0].detach().clone(), args[2].detach().clone()])
 
         handle = session.unet.register_forward_pre_hook(look, with_kwargs=True)
         try:
@@ -98,7 +108,8 @@ class Seen(Callback):
         finally:
             handle.remove()
         noisy, text = given
-        self.passes.append(Pass(batch, draw, noisy, text, outcome.losses.detach(), outcome.weighted.detach()))
+        losses, weighted = outcome.losses.detach(), outcome.weighted.detach()
+        self.passes.append(Pass(batch, draw, noisy, text, outcome.target, losses, weighted))
         return outcome
 
     # ---- what is looked at
@@ -114,7 +125,8 @@ class Seen(Callback):
     @property
     def moved(self) -> float:
         """‖θ − θ₀‖ over all trained tensors."""
-        return sum(float((self.weights[name].float() - start.float()).norm()) ** 2 for name, start in self.started.items()) ** 0.5
+        parts = [(self.weights[name].float() - start.float()).norm() for name, start in self.started.items()]
+        return float(torch.stack(parts).norm())
 
     @property
     def latents(self) -> Tensor:
@@ -169,7 +181,7 @@ class Seen(Callback):
         found = set()
         for path in (self.finished.checkpoint / "weights").rglob("*.safetensors"):
             with safe_open(path, framework="pt") as file:
-                found |= {file.get_tensor(name).dtype for name in file.keys()}
+                found |= {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
         return found - {torch.int64}
 
     @property
@@ -213,7 +225,12 @@ class Watcher:
     def see(self, values: Values, **options: Any) -> Seen:
         """Train, and tell all about it."""
         seen = Seen()
-        with fast(), mock.patch.object(loop, "denoise", seen.denoise):
+        encoders = [("latents", AutoencoderKL, "encode"), ("text", CLIPTextModel, "forward")]
+        with ExitStack() as stack:
+            stack.enter_context(fast())
+            stack.enter_context(mock.patch.object(loop, "denoise", seen.denoise))
+            for kind, owner, name in encoders:
+                stack.enter_context(mock.patch.object(owner, name, _counted(getattr(owner, name), seen.encoded, kind)))
             seen.finished = train(parse_config(self.text(values)), callbacks=[seen], **options)
         return seen
 
@@ -225,11 +242,19 @@ class Watcher:
         return self._kept[key]
 
 
+def _counted(call: Callable[..., Any], count: Counter[str], kind: str) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        count[kind] += 1
+        return call(*args, **kwargs)
+
+    return counted
+
+
 @contextmanager
 def fast() -> Iterator[None]:
     """Nothing here is meant to survive a crash, and waiting for the disk is most of a tiny run's time."""
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(os, "fsync", lambda descriptor: None))
+    with mock.patch.object(os, "fsync"):
         yield
 
 
@@ -249,16 +274,12 @@ Look = Callable[[Seen], Any]
 
 @dataclass(frozen=True)
 class Case:
-    """A key that is set to `value`, all else as in `BASE` and `base`: what is looked at then differs, and as `means` says.
-
-    `also` are keys that the new value needs beside it.
-    """
+    """A key set to `value`, all else as in `BASE` and `base`: what is looked at differs then, and as `means` says."""
 
     value: Any
     look: Look
     means: Callable[[Any, Any], bool]
     base: Values = field(default_factory=dict)
-    also: Values = field(default_factory=dict)
 
 
 Own = Callable[[Watcher], None]

@@ -42,7 +42,7 @@ REFUSED = {
 }
 """Of the keys that are no optimizer's."""
 APPLIED_TO_OPTIMIZERS = {"optimizer.lr", "optimizer.weight_decay", "optimizer.eps", "optimizer.d_coef"}
-APPLIED_TO_OPTIMIZERS |= {"optimizer.growth_rate"}
+APPLIED_TO_OPTIMIZERS |= {"optimizer.growth_rate", "optimizer.unet_lr", "optimizer.text_encoder_lr"}
 
 
 def configured(*overrides: str) -> RunConfig:

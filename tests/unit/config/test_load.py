@@ -39,7 +39,7 @@ def test_all_errors_at_once() -> None:
         bach_size = 3
         [optimizer]
         lr = -1
-        d0 = 1e-5
+        d_coef = 2.0
         [data]
         resolution = 30
         [emma]
@@ -49,7 +49,7 @@ def test_all_errors_at_once() -> None:
     assert "train.steps" in found
     assert "train.bach_size: unknown key; did you mean train.batch_size?" in found
     assert "optimizer.lr = -1" in found
-    assert "optimizer.d0: belongs to optimizer.type = prodigy, and this run's is adamw" in found
+    assert "optimizer.d_coef: belongs to optimizer.type = prodigy, and this run's is adamw" in found
     assert "data.dir: is required" in found
     assert "data.resolution = 30" in found
     assert "emma: unknown key; did you mean ema?" in found

@@ -30,9 +30,12 @@ LORA: dict[str, Any] = {"train.method": "lora", "lora.rank": 4, "train.steps": 2
 STEPS = 3
 
 
+def build(*changes: dict[str, Any]) -> Session:
+    return build_session(RunSpec({key: value for part in changes for key, value in part.items()}).resolved())
+
+
 def built(**changes: Any) -> Session:
-    values = {**LORA, **{key.replace("__", "."): value for key, value in changes.items()}}
-    return build_session(RunSpec(values).resolved())
+    return build(LORA, {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def stepped(session: Session) -> Session:
@@ -130,12 +133,29 @@ def test_every_optimizer_is_tried() -> None:
     assert {kind for kind, _ in MADE} == OPTIMIZERS.keys()
 
 
+Twins = dict[str, tuple[Session, Session]]
+
+
+@pytest.fixture(scope="module")
+def twins() -> Twins:
+    """Two sessions in each format, to be given optimizers."""
+    return {name: (build(LORA, changes), build(LORA, changes)) for name, changes in FORMATS.items()}
+
+
+def with_optimizer(session: Session, changes: dict[str, Any]) -> Session:
+    """The session at its beginning, with another optimizer."""
+    resolved = RunSpec({**LORA, **changes}).resolved()
+    optimizer = build_optimizer(resolved.config.optimizer, {"unet": session.tensors}, warmup_steps=0)
+    scheduler = build_scheduler(session.schedule, optimizer)
+    return dataclasses.replace(session, resolved=resolved, optimizer=optimizer, scheduler=scheduler)
+
+
 @pytest.mark.parametrize(("kind", "format_"), MADE)
-def test_every_optimizer(kind: str, format_: str, save: Save) -> None:
+def test_every_optimizer(kind: str, format_: str, save: Save, twins: Twins) -> None:
     small = {"optimizer.min_8bit_size": 64} if kind.endswith("8bit") else {}
     changes = {"optimizer.type": kind, **FORMATS[format_], **small}
-    saved = save(stepped(built(**changes)))
-    fresh = built(**changes)
+    session, fresh = (with_optimizer(twin, changes) for twin in twins[format_])
+    saved = save(stepped(session))
     restored = saved.into(fresh)
     assert restored.missing == []
     assert restored.read_as == {}
@@ -161,6 +181,34 @@ def test_an_optimizer_that_has_its_parameters_in_another_order(kind: str, save: 
     for name, param in saved.session.params.items():
         mine, its = saved.session.optimizer.state[param], fresh.optimizer.state[fresh.params[name]]
         assert all(torch.equal(torch.as_tensor(mine[key]), torch.as_tensor(its[key])) for key in mine)
+
+
+def test_a_number_that_a_group_keeps_as_a_tensor(save: Save) -> None:
+    """In its own format: an estimate that is added up in bf16 goes on in bf16."""
+    changes = {"optimizer__type": "dadapt-adan-ip", "optimizer__d0": 1e-3, "precision__weights": "bf16"}
+    saved, fresh = save(stepped(built(**changes))), built(**changes)
+    saved.into(fresh)
+    mine, its = (session.optimizer.param_groups[0]["numerator_weighted"] for session in (saved.session, fresh))
+    assert mine.dtype == its.dtype == torch.bfloat16
+    assert mine == its != 0
+
+
+def test_paged_state_is_put_where_the_optimizer_pages_it(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[torch.Tensor] = []
+
+    def place(param: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        places.append(torch.zeros_like(param, dtype=dtype))
+        return places[-1]
+
+    saved = save(stepped(built(optimizer__type="paged-adamw8bit", optimizer__min_8bit_size=64)))
+    fresh = built(optimizer__type="paged-adamw8bit", optimizer__min_8bit_size=64)
+    monkeypatch.setattr(fresh.optimizer, "is_paged", True)
+    monkeypatch.setattr(fresh.optimizer, "get_state_buffer", place)
+    saved.into(fresh)
+    assert_same_state(saved.session, fresh)
+    held = [state[key] for state in fresh.optimizer.state.values() for key in ("state1", "state2")]
+    assert {id(tensor) for tensor in held} == {id(tensor) for tensor in places}
+    assert held
 
 
 def test_counters_and_schedule(save: Save) -> None:

@@ -65,7 +65,7 @@ FORMS: dict[str, tuple[Schedule, Callable[[int], float]]] = {
         falling(lambda done: END + (1 - END) * (1 - done) ** 3, 0.2),
     ),
 }
-"""Over 20 steps with a warmup of 4, as the docstrings of diffusers.optimization and `scheduler.min_lr_ratio` have it."""
+"""Over 20 steps with a warmup of 4."""
 
 
 def test_every_type_has_a_form() -> None:

@@ -209,7 +209,8 @@ def _restore_accumulated(session: Session, state: SavedState, result: Restored) 
     loss, leftover = (state.gradients[key].to(session.device) for key in ("loss", "leftover"))
     if state.seen is None:
         result.missing.append("what the probes saw of the step under way")
-    seen = {table: Part.from_json(part, session.device) for table, part in (state.seen or {}).items()}
+    tables = state.seen["tables"] if state.seen else {}
+    seen = {table: Part.from_json(part, session.device) for table, part in tables.items()}
     session.accumulated = Accumulated(done, loss, leftover, seen)
 
 

@@ -69,7 +69,8 @@ def write_state(session: Session, checkpoint: Path, *, run_id: str, whole: bool)
     if session.scaler.is_enabled():
         _write_json(folder / "scaler.json", session.scaler.state_dict())
     if session.accumulated is not None:
-        _write_json(folder / "seen.json", {table: part.as_json() for table, part in session.accumulated.seen.items()})
+        seen = {table: part.as_json() for table, part in session.accumulated.seen.items()}
+        _write_json(folder / "seen.json", {"tables": seen})
 
 
 def collect_tensors(session: Session) -> dict[str, dict[str, Tensor]]:
@@ -296,7 +297,10 @@ def _is_scaler(found: dict[str, Any]) -> bool:
 
 
 def _are_parts(found: dict[str, Any]) -> bool:
-    return all(isinstance(part, dict) and _is_part(part.get("keys"), part.get("values")) for part in found.values())
+    tables = found.get("tables")
+    return isinstance(tables, dict) and all(
+        isinstance(part, dict) and _is_part(part.get("keys"), part.get("values")) for part in tables.values()
+    )
 
 
 def _is_part(keys: Any, values: Any) -> bool:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from trainscope.errors import ModelError
-from trainscope.trainer.models.parts import AGAIN, Parts, check_readable, find_weights, first_line, load_part
+from trainscope.trainer.models.parts import (
+    AGAIN,
+    Dtypes,
+    Parts,
+    check_readable,
+    dtype_of,
+    find_weights,
+    first_line,
+    load_part,
+)
 from trainscope.trainer.models.quiet import quiet_libraries
 
 STEM = "diffusion_pytorch_model"
@@ -78,7 +87,7 @@ def layout_of(index: Path, source: str) -> Layout:
     return layout
 
 
-def load_folder(folder: Path, *, source: str, vae: bool = True) -> Parts:
+def load_folder(folder: Path, *, source: str, dtypes: Dtypes, vae: bool = True) -> Parts:
     """Load a pipeline's folder; without `vae` its own is left out, and the part is None.
 
     Raises `ModelError`: no pipeline, one of another kind, missing parts, pickled or damaged weights.
@@ -96,7 +105,8 @@ def load_folder(folder: Path, *, source: str, vae: bool = True) -> Parts:
         for part in parts:
             library = transformers if part in layout.encoders else diffusers
             model_class = getattr(library, CLASSES[part])
-            models[part] = load_part(model_class, folder / part, weights[part][1], f"the {part} of {source}")
+            subject, dtype = f"the {part} of {source}", dtype_of(part, dtypes)
+            models[part] = load_part(model_class, folder / part, weights[part][1], subject, dtype)
         try:
             tokenizers = tuple(transformers.CLIPTokenizer.from_pretrained(folder / name) for name in layout.tokenizers)
             scheduler = diffusers.DDPMScheduler.from_pretrained(folder / "scheduler")

@@ -1,7 +1,7 @@
 """Loads a Stable Diffusion model for training: a tiny one, a diffusers folder, a single file, or a hub id.
 
-Reads safetensors only: a pickle runs whatever code its author put in. All parts come frozen, in eval mode and in
-float32; what is trained and in which precision is decided later. Knows nothing of training.
+Reads safetensors only: a pickle runs whatever code its author put in. All parts come frozen and in eval
+mode; what is trained is decided later. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from trainscope.errors import ModelError
 from trainscope.trainer.models import hub, tiny
 from trainscope.trainer.models.folder import load_folder
 from trainscope.trainer.models.other_vae import load_vae
-from trainscope.trainer.models.parts import Parts
+from trainscope.trainer.models.parts import Dtypes, Parts, dtype_of
 from trainscope.trainer.models.schedule import adjusted_schedule
 from trainscope.trainer.models.single_file import PICKLED, load_single_file
 from trainscope.trainer.models.tokenizers import Reader, load_tokenizers
@@ -69,23 +70,32 @@ def load_components(
     vae: str | None = None,
     prediction_type: str = "auto",
     zero_terminal_snr: bool = False,
+    dtypes: Dtypes = MappingProxyType({}),
     warn: Callable[[str], None] = lambda message: None,
 ) -> Components:
-    """Load the model that `base` names; relative paths are relative to `base_dir`. The others are keys of `[model]`.
+    """Load the model that `base` names; relative paths are relative to `base_dir`.
 
-    `warn` is told what was taken for granted. Raises `ModelError`: an unknown tiny name, no pipeline and no checkpoint,
-    pickled or damaged weights, a UNet that is neither for text-to-image (4 channels) nor for inpainting (9), parts that
-    do not belong together, a hub id that cannot be reached.
+    `tokenizer` to `zero_terminal_snr` are keys of `[model]`; `dtypes` are the formats of the parts, float32 where none
+    is given, which they are loaded in, so that no larger copy is ever there. `warn` is told what was taken for granted.
+
+    Raises `ModelError`: an unknown tiny name, no pipeline and no checkpoint, pickled or damaged weights, a UNet that is
+    neither for text-to-image (4 channels) nor for inpainting (9), parts that do not belong together, a hub id that
+    cannot be reached.
     """
     location = _location(base, base_dir, vae=vae is None)
     source = base if base.startswith("tiny:") or not (base_dir / Path(base).expanduser()).exists() else str(location)
     own_tokenizer = base_dir / Path(tokenizer).expanduser() if tokenizer is not None else None
     if location.is_file():
         parts = load_single_file(
-            location, vae=vae is None, tokenizer=own_tokenizer, prediction_type=prediction_type, warn=warn
+            location,
+            vae=vae is None,
+            tokenizer=own_tokenizer,
+            dtypes=dtypes,
+            prediction_type=prediction_type,
+            warn=warn,
         )
     else:
-        parts = load_folder(location, source=source, vae=vae is None)
+        parts = load_folder(location, source=source, dtypes=dtypes, vae=vae is None)
         if own_tokenizer is not None:
             readers = [
                 Reader(old.pad_token, encoder.config.vocab_size)
@@ -93,7 +103,7 @@ def load_components(
             ]
             parts.tokenizers = load_tokenizers(readers, folder=own_tokenizer)
     if vae is not None:
-        parts.vae = load_vae(vae, base_dir=base_dir, config=parts.vae_config)
+        parts.vae = load_vae(vae, base_dir=base_dir, config=parts.vae_config, dtype=dtype_of("vae", dtypes))
     parts.noise_scheduler = adjusted_schedule(parts.noise_scheduler, prediction_type, zero_terminal_snr)
     _check_fit(parts, source)
     return Components(

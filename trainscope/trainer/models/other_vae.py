@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainscope.errors import ModelError
 from trainscope.trainer.models import hub
 from trainscope.trainer.models.folder import STEM
@@ -17,26 +19,26 @@ from trainscope.trainer.models.quiet import quiet_libraries
 from trainscope.trainer.models.single_file import load_vae_file, refuse_pickle
 
 
-def load_vae(name: str, *, base_dir: Path, config: Mapping[str, Any]) -> Any:
-    """Load the VAE that `name` names, frozen and in float32; relative paths are relative to `base_dir`.
+def load_vae(name: str, *, base_dir: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """Load the VAE that `name` names, frozen and in `dtype`; relative paths are relative to `base_dir`.
 
     A folder or a hub id is a VAE's own, or a pipeline's with a folder vae; its config.json has the scaling factor. A
     file has none, and takes `config`, that of the VAE in whose place it comes. Raises `ModelError`.
     """
     path = base_dir / Path(name).expanduser()
     if path.is_dir():
-        return _load_folder(path, name)
+        return _load_folder(path, name, dtype)
     refuse_pickle(path)
     if path.suffix.lower() == ".safetensors":
         if not path.is_file():
             raise ModelError(f"model.vae = {name!r}: there is no file {path}", hint=_ALLOWED)
-        return load_vae_file(path, config)
+        return load_vae_file(path, config, dtype)
     if not hub.is_hub_id(name):
         raise ModelError(f"model.vae = {name!r}: there is no folder {path}", hint=_ALLOWED)
-    return _load_folder(hub.download_vae(name), name)
+    return _load_folder(hub.download_vae(name), name, dtype)
 
 
-def _load_folder(folder: Path, name: str) -> Any:
+def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
     place = next((place for place in (folder, folder / "vae") if (place / "config.json").is_file()), None)
     if place is None:
         raise ModelError(f"model.vae = {name!r}: {folder} has neither config.json nor vae/config.json", hint=_ALLOWED)
@@ -45,7 +47,7 @@ def _load_folder(folder: Path, name: str) -> Any:
     with quiet_libraries():
         from diffusers import AutoencoderKL
 
-        return load_part(AutoencoderKL, place, variant, f"the VAE {name}")
+        return load_part(AutoencoderKL, place, variant, f"the VAE {name}", dtype)
 
 
 _ALLOWED = 'use a diffusers folder, a .safetensors file, or a hub id such as "owner/name"'

@@ -21,9 +21,13 @@ VARIANTS = (None, "fp16", "bf16")
 """Preferred first: the full file, then those that some repositories publish instead."""
 
 
+Dtypes = Mapping[str, torch.dtype]
+"""The formats of the parts by name: unet, vae, text_encoder, text_encoder_2."""
+
+
 @dataclass
 class Parts:
-    """The parts of a pipeline, frozen, in eval mode and in float32; SDXL has two tokenizers and text encoders.
+    """The parts of a pipeline, frozen and in eval mode; SDXL has two tokenizers and text encoders.
 
     `vae` is None where another one takes its place; `vae_config` is its configuration all the same.
     """
@@ -77,11 +81,18 @@ def check_readable(path: Path, source: str) -> None:
             ) from error
 
 
-def load_part(model_class: Any, folder: Path, variant: str | None, subject: str) -> Any:
+def load_part(
+    model_class: Any, folder: Path, variant: str | None, subject: str, dtype: torch.dtype = torch.float32
+) -> Any:
     """Load one model of a diffusers folder. Raises `ModelError` for whatever does not fit, `subject` in front."""
     try:
         model, report = model_class.from_pretrained(
-            folder, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder,
+            variant=variant,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except Exception as error:  # the libraries raise OSError, ValueError, RuntimeError and their own
         raise ModelError(f"{subject} cannot be loaded: {first_line(error)}", hint=AGAIN) from error
@@ -91,12 +102,17 @@ def load_part(model_class: Any, folder: Path, variant: str | None, subject: str)
             f"{subject} lacks {len(missing)} tensors, the first is {missing[0]}",
             hint="its weights do not belong to its config.json",
         )
-    return frozen(model)
+    return frozen(model, dtype)
 
 
-def frozen(model: Any) -> Any:
-    """The model in float32, in eval mode, and without gradients."""
-    return model.to(torch.float32).requires_grad_(False).eval()
+def frozen(model: Any, dtype: torch.dtype) -> Any:
+    """The model in `dtype`, in eval mode, and without gradients."""
+    return model.to(dtype).requires_grad_(False).eval()
+
+
+def dtype_of(part: str, dtypes: Dtypes) -> torch.dtype:
+    """The format that a part is loaded in: float32 if none is given."""
+    return dtypes.get(part, torch.float32)
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainscope.errors import ModelError
 from trainscope.trainer.models.architectures import UNET, VAE, PublishedEncoder
-from trainscope.trainer.models.parts import Parts, frozen
+from trainscope.trainer.models.parts import Dtypes, Parts, dtype_of, frozen
 from trainscope.trainer.models.quiet import quiet_libraries
 from trainscope.trainer.models.recognise import Recognised, read_header, recognise, recognise_vae
 from trainscope.trainer.models.tokenizers import Reader, load_tokenizers
@@ -33,6 +33,7 @@ def load_single_file(
     *,
     vae: bool,
     tokenizer: Path | None,
+    dtypes: Dtypes,
     prediction_type: str = "auto",
     warn: Callable[[str], None] = lambda message: None,
 ) -> Parts:
@@ -58,15 +59,20 @@ def load_single_file(
             settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         return Parts(
             tokenizers=tokenizers,
-            text_encoders=tuple(_text_encoder(path, encoder) for encoder in architecture.text_encoders),
-            vae=_vae(_tensors(path, VAE), architecture.configured("vae"), path) if vae else None,
-            unet=_unet(path, architecture.configured("unet", *variants)),
+            text_encoders=tuple(
+                _text_encoder(path, encoder, dtype_of(name, dtypes))
+                for name, encoder in zip(("text_encoder", "text_encoder_2"), architecture.text_encoders, strict=False)
+            ),
+            vae=_vae(path, _tensors(path, VAE), architecture.configured("vae"), dtype_of("vae", dtypes))
+            if vae
+            else None,
+            unet=_unet(path, architecture.configured("unet", *variants), dtype_of("unet", dtypes)),
             noise_scheduler=DDPMScheduler(**settings),
             vae_config=architecture.configured("vae"),
         )
 
 
-def load_vae_file(path: Path, config: Mapping[str, Any]) -> Any:
+def load_vae_file(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """Load the VAE of a file that holds nothing else, or of a whole checkpoint, with `config`.
 
     Three namings are published: the original one with or without first_stage_model., and that of diffusers.
@@ -74,9 +80,9 @@ def load_vae_file(path: Path, config: Mapping[str, Any]) -> Any:
     layout = recognise_vae(read_header(path))
     with quiet_libraries():
         if layout == "diffusers":
-            return _fill(_empty("AutoencoderKL", config), _tensors(path, ""), path)
+            return _fill(_empty("AutoencoderKL", config), _tensors(path, ""), path, dtype)
         tensors = _tensors(path, VAE if layout == "whole" else "")
-        return _vae({VAE + name.removeprefix(VAE): tensor for name, tensor in tensors.items()}, config, path)
+        return _vae(path, {VAE + name.removeprefix(VAE): tensor for name, tensor in tensors.items()}, config, dtype)
 
 
 def refuse_pickle(path: Path) -> None:
@@ -113,21 +119,20 @@ def _tensors(path: Path, prefix: str) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
 
 
-def _unet(path: Path, config: Mapping[str, Any]) -> Any:
+def _unet(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    return _fill(
-        _empty("UNet2DConditionModel", config), convert_ldm_unet_checkpoint(_tensors(path, UNET), config), path
-    )
+    converted = convert_ldm_unet_checkpoint(_tensors(path, UNET), config)
+    return _fill(_empty("UNet2DConditionModel", config), converted, path, dtype)
 
 
-def _vae(tensors: dict[str, Tensor], config: Mapping[str, Any], path: Path) -> Any:
+def _vae(path: Path, tensors: dict[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    return _fill(_empty("AutoencoderKL", config), convert_ldm_vae_checkpoint(tensors, config), path)
+    return _fill(_empty("AutoencoderKL", config), convert_ldm_vae_checkpoint(tensors, config), path, dtype)
 
 
-def _text_encoder(path: Path, encoder: PublishedEncoder) -> Any:
+def _text_encoder(path: Path, encoder: PublishedEncoder, dtype: torch.dtype) -> Any:
     import transformers
     from accelerate import init_empty_weights
     from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
@@ -141,7 +146,7 @@ def _text_encoder(path: Path, encoder: PublishedEncoder) -> Any:
         converted = convert_open_clip_checkpoint(model, tensors, prefix=encoder.prefix)
     if not hasattr(model, "text_model"):  # flattened in transformers 5.6
         converted = {name.removeprefix("text_model."): tensor for name, tensor in converted.items()}
-    return _fill(model, converted, path)
+    return _fill(model, converted, path, dtype)
 
 
 def _empty(name: str, config: Mapping[str, Any]) -> Any:
@@ -153,8 +158,8 @@ def _empty(name: str, config: Mapping[str, Any]) -> Any:
         return getattr(diffusers, name).from_config(dict(config))
 
 
-def _fill(model: Any, tensors: Mapping[str, Tensor], source: object) -> Any:
-    """Give the model copies of `tensors` in float32; what it has no place for (unused layers) is left out."""
+def _fill(model: Any, tensors: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> Any:
+    """Give the model copies of `tensors` in `dtype`; what it has no place for (unused layers) is left out."""
     names = model.state_dict().keys()
     missing = sorted(names - tensors.keys())
     if missing:
@@ -162,10 +167,10 @@ def _fill(model: Any, tensors: Mapping[str, Tensor], source: object) -> Any:
             f"{source} has no tensors for {len(missing)} places of {type(model).__name__}, the first is {missing[0]}",
             hint="this diffusers converts checkpoints in another way; install the version that trainscope asks for",
         )
-    copies = {name: tensors[name].to(torch.float32, copy=True) for name in names}
+    copies = {name: tensors[name].to(dtype, copy=True) for name in names}
     try:
         model.load_state_dict(copies, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ModelError(f"{source} does not fit {type(model).__name__}: {reason}") from error
-    return frozen(model)
+    return frozen(model, dtype)

@@ -57,6 +57,21 @@ def test_half_precision_is_read_exactly(single: MakeSingle) -> None:
         assert all(torch.equal(found[name], tensor) for name, tensor in halved.items()), component
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_parts_are_loaded_in_the_formats_asked_for(single: MakeSingle, kind: str) -> None:
+    """Rounded once, as a cast of what is in the file."""
+    written = single("sdxl")
+    dtypes = {"unet": torch.bfloat16, "vae": torch.float16, "text_encoder_2": torch.bfloat16}
+    loaded = (
+        written.load(dtypes=dtypes) if kind == "file" else load_components("tiny:sdxl", base_dir=Path(), dtypes=dtypes)  # type: ignore[arg-type]
+    )
+    for part, model in {**written.components.models, "vae": written.components.vae}.items():
+        dtype = dtypes.get(part, torch.float32)
+        found = {**loaded.models, "vae": loaded.vae}[part].state_dict()
+        assert all(torch.equal(found[name], tensor.to(dtype)) for name, tensor in model.state_dict().items()), part
+        assert {tensor.dtype for tensor in found.values()} == {dtype}
+
+
 def test_the_loaded_weights_are_copies(single: MakeSingle) -> None:
     """The file may be replaced while it is trained on, and training never writes into it."""
     written = single("sd15")
