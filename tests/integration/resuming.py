@@ -153,6 +153,8 @@ MORE_WITH_A_STOP = {"state", "checksums"}
 SAID_AGAIN = {"params", "coverage", "state"}
 """Tables whose rows each segment writes again, the same each time."""
 KINDS_OF_A_STOP = {"save", "resume", "interrupt", "probe_cadence"}
+KINDS_SAID_AGAIN = {"fallback"}
+"""Events that each segment begins with."""
 
 
 Log = Mapping[str, list[Values]]
@@ -182,11 +184,15 @@ def told(found: Log, table: str, starts: Mapping[int, int]) -> list[tuple[tuple[
     """What the surviving rows say, but for clocks, memory and segments."""
     said = []
     for row in surviving(found[table], starts):
-        if table == "events" and row["kind"] in KINDS_OF_A_STOP:
+        if table == "events" and (row["kind"] in KINDS_OF_A_STOP or _is_said_again(row)):
             continue
         kept = {key: value for key, value in row.items() if not _is_of_the_moment(key)}
         said.append(tuple((key, repr(value)) for key, value in sorted(kept.items())))
     return sorted(set(said) if table in SAID_AGAIN else said)
+
+
+def _is_said_again(event: Values) -> bool:
+    return event["kind"] in KINDS_SAID_AGAIN and event["segment"] > 0
 
 
 def _is_of_the_moment(column: str) -> bool:

@@ -15,6 +15,7 @@ import torch
 from tests.choices import is_possible, pairs, pairwise
 from tests.integration.commands import bits, config_text, in_a_process, settings
 from trainscope.config import optimizer as registry
+from trainscope.config.optimizers.shared import Estimated
 from trainscope.proof.runs import RunSpec
 from trainscope.runlog.reader import read_run
 from trainscope.trainer.callbacks import Callback
@@ -23,10 +24,12 @@ from trainscope.trainer.train import train
 
 STEPS = 6
 
+EIGHT_BIT = {"optimizer.min_8bit_size": 256}  # below its default all tensors of a tiny model stay in 32 bits
+ESTIMATING = {"optimizer.d0": 1e-4}
 NEEDED: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer.lr": 1e-3},
-    "adamw8bit": {"optimizer.min_8bit_size": 256},  # below its default all tensors of a tiny model stay in 32 bits
-    "prodigy": {"optimizer.d0": 1e-4},
+    **{kind: EIGHT_BIT for kind in registry.OPTIMIZERS if kind.endswith("8bit")},
+    **{kind: ESTIMATING for kind, model in registry.OPTIMIZERS.items() if issubclass(model, Estimated)},
 }
 """What an optimizer needs to move within a few steps, where its defaults do not."""
 OPTIMIZERS = {kind: {"optimizer.type": kind, **NEEDED.get(kind, {})} for kind in registry.OPTIMIZERS}

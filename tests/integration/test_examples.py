@@ -300,6 +300,11 @@ S1_SCHEDULERS = ["linear", "cosine", "cosine-with-restarts", "polynomial", "cons
 S1_QUICK = ("unet-lora.toml", "buckets-and-captions.toml")
 
 
+def s1_configs(*quick: str) -> list[object]:
+    """All of them; those that are not named are for the slow tests."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in S1_CONFIGS]
+
+
 def test_s1_every_parameter_is_set_and_explained() -> None:
     rows = [row for name in S1_CONFIGS for row in load_config(S1 / name).rows()]
     given = {key for key, _, origin in rows if origin == "file"}
@@ -319,16 +324,14 @@ def test_s1_rules_that_the_table_names_exist() -> None:
     assert named <= {rule.code for rule in load_rules()[0]}
 
 
-@pytest.mark.parametrize("name", S1_CONFIGS)
+@pytest.mark.parametrize("name", s1_configs(*(name for name in S1_CONFIGS if "/" not in name)))
 def test_s1_preflight_finds_nothing_wrong(name: str) -> None:
     report = preflight_report(load_config(S1 / name))
     assert report.findings == []
     assert [outcome for outcome in report.rules if outcome.outcome == "crashed"] == []
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in S1_QUICK else pytest.param(name, marks=pytest.mark.slow) for name in S1_CONFIGS]
-)
+@pytest.mark.parametrize("name", s1_configs(*S1_QUICK))
 def test_s1_every_configuration_trains(name: str, tmp_path: Path) -> None:
     small = ["data.resolution=32", "data.buckets.min=16", "eval.every_steps=0", "sample.every_steps=0"]
     finished = train(load_config(S1 / name, small), out=tmp_path / "run", stop_at=2)
@@ -338,6 +341,7 @@ def test_s1_every_configuration_trains(name: str, tmp_path: Path) -> None:
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in steps)
 
 
+@pytest.mark.slow
 def test_s1_what_is_cut_off_a_caption_is_never_seen(tmp_path: Path) -> None:
     """What DATA101 warns of: captions that differ only beyond the cut are one and the same."""
     long = ", ".join(["a shape on a background"] * 16)

@@ -142,9 +142,10 @@ def explain_foreign_key(name: str, kind: str) -> str | None:
         return None
     if name in ByComponent.model_fields and issubclass(OPTIMIZERS.get(kind, OptimizerSection), Estimated):
         return f"{kind} estimates one step size for all trained weights, so they have one rate, optimizer.lr"
-    named = owners if len(owners) <= _NAMED else owners[: _NAMED - 1]
-    more = f" and {len(owners) - len(named)} more" if len(owners) > len(named) else ""
-    told = f"{', '.join(named)}{more}" if more else " or ".join(named)
+    if len(owners) > _NAMED:
+        told = f"{', '.join(owners[: _NAMED - 1])} and {len(owners) - _NAMED + 1} more"
+    else:
+        told = " or ".join([", ".join(owners[:-1]), owners[-1]]) if len(owners) > 1 else owners[0]
     return f"belongs to optimizer.type = {told}, and this run's is {kind}"
 
 

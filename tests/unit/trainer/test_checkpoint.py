@@ -84,6 +84,9 @@ def saved(session: Session, run: RunDir, **options: Any) -> Path:
     return save_checkpoint(session, run, list(session_pieces(session)), **options)
 
 
+SCHEDULE = {"type": "constant", "steps": 100, "warmup_steps": 0, "cycles": 1, "power": 1.0, "min_lr_ratio": 0.0}
+
+
 def names(run: RunDir) -> list[str]:
     return sorted(path.name for path in run.checkpoints.iterdir())
 
@@ -134,7 +137,7 @@ def test_everything_is_saved(session: Session, run: RunDir) -> None:
     assert state.random is not None
     assert torch.equal(state.random["torch"], torch.get_rng_state())
     assert state.scheduler == {
-        "schedule": {"type": "constant", "steps": 100, "warmup_steps": 0},
+        "schedule": SCHEDULE,
         "position": session.scheduler.last_epoch,
         "base_lrs": [1e-4],
     }
@@ -153,7 +156,8 @@ def test_training_json(session: Session, run: RunDir) -> None:
         "accumulated": 0,
         "seed": 1,
         "samples": session.data.identity(),
-        "schedule": {"type": "constant", "steps": 100, "warmup_steps": 0},
+        "schedule": SCHEDULE,
+        "processes": 1,
         "probes_every": session.probes_every,
     }
     assert config == flatten(session.config.model_dump(mode="json"))

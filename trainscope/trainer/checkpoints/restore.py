@@ -159,10 +159,14 @@ def _keys_by_param(formats: Mapping[Name, str]) -> dict[str, set[str]]:
 
 
 def _placed(value: Tensor, key: str, param: Tensor, session: Session) -> Tensor:
-    """Moments of a paged optimizer go back to where they give way to the computer's memory."""
+    """State in memory of its own; that of a paged optimizer where it gives way to the computer's memory.
+
+    What was read lies in the mapped file at any address, and some libraries' sums depend on the address in their last
+    bits (MKL's dot product, by which D-Adaptation and Prodigy estimate).
+    """
     optimizer: Any = session.optimizer
     if not getattr(optimizer, "is_paged", False) or key not in ("state1", "state2"):
-        return value
+        return value.clone()
     place: Tensor = optimizer.get_state_buffer(param, dtype=value.dtype)
     return place.copy_(value)
 
@@ -205,7 +209,8 @@ def _restore_accumulated(session: Session, state: SavedState, result: Restored) 
         return
     for name, param in session.params.items():
         if name in state.gradients:
-            param.grad = state.gradients[name].to(device=param.device, dtype=param.dtype)
+            # A copy, for the reason of `_placed`.
+            param.grad = state.gradients[name].to(device=param.device, dtype=param.dtype, copy=True)
     loss, leftover = (state.gradients[key].to(session.device) for key in ("loss", "leftover"))
     if state.seen is None:
         result.missing.append("what the probes saw of the step under way")

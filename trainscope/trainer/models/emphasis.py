@@ -16,6 +16,8 @@ from torch import Tensor
 
 ROUND = 1.1
 SQUARE = 1 / 1.1
+ROUNDING = 1e-5
+"""Of the embeddings' root mean square: what float32 leaves of a mean of 0, and more."""
 
 _PIECE = re.compile(
     r"""
@@ -89,10 +91,13 @@ def weigh(hidden: Tensor, weights: Tensor) -> Tensor:
     """Multiply the embeddings [n, tokens, dim] by their tokens' weights [n, tokens], and restore the mean of each [n].
 
     Rows whose weights are all 1 stay as they are, bit by bit. The mean is over tokens and dimensions, as in webui, but
-    of each caption's chunk and not of the batch, so that a caption's embedding does not depend on its neighbours.
+    of each caption's chunk and not of the batch, so that a caption's embedding does not depend on its neighbours. A
+    mean that is 0 but for rounding, as an encoder has whose last normalisation adds nothing, is none to restore.
     """
     values, weights = hidden.float(), weights.to(hidden.device)
     weighed = values * weights[..., None]
-    emphasised = (weights != 1).any(dim=1)
-    before, after = (torch.where(emphasised, each.mean(dim=(1, 2)), 1.0) for each in (values, weighed))
+    before, after = (each.mean(dim=(1, 2)) for each in (values, weighed))
+    rounding = ROUNDING * values.square().mean(dim=(1, 2)).sqrt()
+    has_mean = (weights != 1).any(dim=1) & (before.abs() > rounding) & (after.abs() > rounding)
+    before, after = (torch.where(has_mean, mean, 1.0) for mean in (before, after))
     return (weighed * (before / after)[:, None, None]).to(hidden.dtype)

@@ -103,3 +103,15 @@ def test_the_gradient_reaches_the_embeddings() -> None:
     assert hidden.grad is not None
     assert hidden.grad[0, 2].abs().sum() > 0
     assert torch.isfinite(hidden.grad).all()
+
+
+def test_a_mean_of_zero_is_not_restored() -> None:
+    """A normalisation without an offset leaves a mean of rounding errors, whose ratio is any number."""
+    hidden = torch.randn(2, 77, 16, generator=torch.Generator().manual_seed(0))
+    hidden = torch.nn.functional.layer_norm(hidden, (16,))
+    weights = torch.ones(2, 77)
+    weights[0, 3] = 1.2
+    found = weigh(hidden, weights)
+    expected = hidden.clone()
+    expected[0, 3] *= 1.2
+    assert torch.equal(found, expected)

@@ -41,7 +41,8 @@ def test_the_names_exist_in_diffusers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "load"), [("model.safetensors", "from_single_file"), ("folder", "from_pretrained"), ("a/b", "from_pretrained")]
+    ("base", "load"),
+    [("model.safetensors", "from_single_file"), ("folder", "from_pretrained"), ("a/b", "from_pretrained")],
 )
 def test_the_hint_loads_the_base_as_what_it_is(base: str, load: str) -> None:
     hint = usage_hint("lora", Path("weights/lora.safetensors"), False, base, sdxl=True)
