@@ -139,6 +139,8 @@ def fsdp_problems(config: RunConfig) -> Iterator[str]:
         yield f'{subject} with optimizer.type = "{config.optimizer.type}": allowed are {", ".join(SHARDED)}'
     if config.precision.stochastic_rounding:
         yield f"{subject} with precision.stochastic_rounding = true: it rounds whole tensors only"
+    if config.ema.enabled and config.ema.device == "cpu":
+        yield f'{subject} with ema.device = "cpu": each process keeps its share of the average beside its weights'
 
 
 def data_problems(config: RunConfig) -> Iterator[str]:

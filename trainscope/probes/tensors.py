@@ -42,7 +42,7 @@ class TensorsProbe:
         self._sample = StepSample(self._tensors, optimizer)
         self._first, self._second = places_of(optimizer, "m"), places_of(optimizer, "v")
         self._before: list[Tensor] = []
-        self._nonzero: list[Tensor] = []
+        self._nonzero: list[Tensor | None] = []
         self._gradient = torch.empty(0)
         self._has_grad: list[bool] = []
 
@@ -79,7 +79,7 @@ class TensorsProbe:
             nonfinite = chunk.counts(~torch.isfinite(grad))
             self._put(self._gradient, chunk.indices, [chunk.norms(grad), largest, nonfinite, zeros, nonzeros])
             self._before.append(chunk.gather(self._tensors))
-            self._nonzero.append(nonzero)
+            self._nonzero.append(_unless_all(nonzero))
         self._sample.before_step(grads)
 
     @torch.no_grad()
@@ -89,11 +89,12 @@ class TensorsProbe:
         for chunk, before, nonzero, start in zip(self._chunks, self._before, self._nonzero, self._start, strict=True):
             now = chunk.gather(self._tensors)
             wide = now.float()
+            same = same_bits(now, before)
             rows = [
                 chunk.norms(wide),
                 chunk.counts(~torch.isfinite(now)),
                 chunk.norms(wide - before.float()),
-                chunk.counts(nonzero & same_bits(now, before)),
+                chunk.counts(same if nonzero is None else nonzero & same),
                 chunk.norms(wide - start.float()),
             ]
             self._put(update, chunk.indices, rows)
@@ -150,6 +151,14 @@ class TensorsProbe:
     def _put(target: Tensor, indices: tuple[int, ...], rows: list[Tensor]) -> None:
         columns = torch.tensor(indices, device=target.device)
         target[:, columns] = torch.stack([row.to(target.device) for row in rows])
+
+
+def _unless_all(mask: Tensor) -> Tensor | None:
+    """The mask, or None where all of it is True: a quarter of a copy of the weights less to keep.
+
+    On an accelerator it is kept: to look at it would wait for all that is still to be computed there.
+    """
+    return None if mask.device.type == "cpu" and bool(mask.all()) else mask
 
 
 NULL_WHERE: NullWhere = {

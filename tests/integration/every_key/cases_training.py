@@ -243,7 +243,13 @@ CASES: dict[str, Case | Own] = {
             # Steps of SGD are as long as the gradient is; AdamW's are not.
             and math.isclose(after[1], before[1] * after[0][1], rel_tol=1e-2)
         ),
-        base={**FINETUNE, "train.steps": 1, "optimizer.type": "sgd-nesterov", "optimizer.lr": 0.1, "train.max_grad_norm": 1e9},
+        base={
+            **FINETUNE,
+            "train.steps": 1,
+            "optimizer.type": "sgd-nesterov",
+            "optimizer.lr": 0.1,
+            "train.max_grad_norm": 1e9,
+        },
     ),
     "train.gradient_checkpointing": Case(
         True, lambda seen: seen.blocks, lambda before, after: after == 2 * before, base=FINETUNE

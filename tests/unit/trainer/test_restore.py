@@ -193,6 +193,29 @@ def test_a_number_that_a_group_keeps_as_a_tensor(save: Save) -> None:
     assert mine == its != 0
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"dtype": "float32"},
+        {"dtype": "bool", "value": 1.0},
+        {"dtype": "float32", "value": "1"},
+        {"dtype": "float32", "value": [1.0]},
+        {"dtype": ["float32"], "value": 1.0},
+        {"dtype": "float32", "value": 1.0, "device": "cpu"},
+    ],
+    ids=str,
+)
+def test_a_tensor_of_a_group_that_is_damaged(damaged: dict[str, Any], save: Save) -> None:
+    saved = save(stepped(built(optimizer__type="dadapt-adan-ip")))
+    path = saved.folder / "state" / "optimizer.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["groups"][0]["numerator_weighted"].keys() == {"dtype", "value"}
+    found["groups"][0]["numerator_weighted"] = damaged
+    path.write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(RunError, match=r"optimizer\.json is damaged"):
+        saved.state()
+
+
 def test_paged_state_is_put_where_the_optimizer_pages_it(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     places: list[torch.Tensor] = []
 

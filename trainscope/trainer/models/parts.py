@@ -102,7 +102,11 @@ def load_part(
             f"{subject} lacks {len(missing)} tensors, the first is {missing[0]}",
             hint="its weights do not belong to its config.json",
         )
-    return frozen(model, dtype)
+    frozen(model, dtype)
+    for parameter in model.parameters():
+        # What is mapped lies in memory as in the file, and the last bits of a product depend on where its factors lie.
+        parameter.data = parameter.data.clone()
+    return model
 
 
 def frozen(model: Any, dtype: torch.dtype) -> Any:
