@@ -128,7 +128,8 @@ def test_every_optimizer_in_every_format(kind: str, format_: str, few: Path, tmp
         changes.pop("optimizer.eps", None)  # Adafactor has two
     if not is_possible({key: value for key, value in changes.items() if value is not None}):
         pytest.skip("no such configuration")
-    estimated = {"optimizer.lr": 1.0, "optimizer.d0": 1e-3}
+    # What D-Adaptation adds up from smaller steps is 0 in fp16.
+    estimated = {"optimizer.lr": 1.0, "optimizer.d0": 0.1 if kind.startswith("dadapt") and format_ == "fp16" else 1e-3}
     rate = estimated if issubclass(OPTIMIZERS[kind], Estimated) else {"optimizer.lr": 1e-3}
     check(few, tmp_path, changes, NEEDED.get(kind, {}), rate, {"ema.enabled": True}, stop=EPOCH + 1)
 

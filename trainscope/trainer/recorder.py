@@ -331,6 +331,8 @@ class Recorder:
         if table in self._failed:
             return
         self._failed.add(table)
+        if table in ("tensors", "ema", "adapters"):  # the copies that it keeps may be the memory that was missing
+            setattr(self, f"_{table}", None)
         reason = f"the probe failed: {type(error).__name__}: {error}"
         self.absent(table, None, reason)
         self.event("probe_failed", table=table, reason=reason)

@@ -18,7 +18,7 @@ from trainscope.trainer.checkpoints.disk import check_room
 from trainscope.trainer.checkpoints.folder import set_aside
 from trainscope.trainer.checkpoints.restore import check_shapes
 from trainscope.trainer.checkpoints.weights import weights_for_use
-from trainscope.trainer.failures import explained
+from trainscope.trainer.failures import LESS_TO_BUILD, explained
 from trainscope.trainer.interrupts import interrupts
 from trainscope.trainer.models.quiet import quiet_libraries
 from trainscope.trainer.models.vae import on_overflow
@@ -86,7 +86,7 @@ def _train_in_run(
     held: ExitStack,
 ) -> Finished:
     warnings: list[str] = []
-    with explained(lambda: "before the first step"):
+    with explained(lambda: "before the first step", less_memory=LESS_TO_BUILD):
         session = build_session(resolved, resume=resume, warn=warnings.append, processes=processes)
         weights = {}
         if resume is not None:

@@ -18,6 +18,7 @@ from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.checkpoints.restore import restore
 from trainscope.trainer.checkpoints.save import save_checkpoint
 from trainscope.trainer.evaluate import evaluate
+from trainscope.trainer.failures import LESS_TO_SAMPLE, LESS_TO_SAVE, explained
 from trainscope.trainer.interrupts import Interrupt
 from trainscope.trainer.loop import optimizer_step
 from trainscope.trainer.previews import Previews
@@ -97,9 +98,11 @@ class Training:
         while True:
             if session.step != done:
                 if session.step in eval_steps:
-                    self._evaluate()
+                    with explained(lambda: f"in the evaluation at step {session.step}"):
+                        self._evaluate()
                 if session.step in sample_steps:
-                    self._sample()
+                    with explained(lambda: f"in sampling at step {session.step}", less_memory=LESS_TO_SAMPLE):
+                        self._sample()
             if session.step == last:
                 break
             # Also where the others wait for the first, which evaluates and samples.
@@ -158,7 +161,8 @@ class Training:
         self.recorder.flush()
         for callback in self.callbacks:
             callback.before_save(self.session)
-        folder = save_checkpoint(self.session, self.run, pieces, writing=self.witness.written)
+        with explained(lambda: f"in saving at step {self.session.step}", less_memory=LESS_TO_SAVE):
+            folder = save_checkpoint(self.session, self.run, pieces, writing=self.witness.written)
         for callback in self.callbacks:
             callback.after_save(self.session)
         self.witness.checksum("after_save")

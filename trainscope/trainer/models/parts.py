@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from trainscope.errors import ModelError
+from trainscope.trainer.failures import is_out_of_memory
 
 AGAIN = "download or save the model again"
 
@@ -95,6 +96,8 @@ def load_part(
             output_loading_info=True,
         )
     except Exception as error:  # the libraries raise OSError, ValueError, RuntimeError and their own
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{subject} cannot be loaded: {first_line(error)}", hint=AGAIN) from error
     missing = sorted(report["missing_keys"])
     if missing:  # the libraries would go on with random weights
