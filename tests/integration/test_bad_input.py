@@ -262,9 +262,9 @@ def test_a_broken_mask_is_found_before_the_training(content: bytes, here: Path) 
 
 BAD_PARTS: dict[str, tuple[str, ...]] = {
     "model.base=nonsense": ("model.base = 'nonsense'", "no folder"),
-    "model.base=tiny:sd9": ("sd9", "did you mean tiny:sd15?"),
+    "model.base=tiny:sd9": ("sd9", "did you mean tiny:"),
     "model.base=owner/name": ("owner/name", "HF_HUB_OFFLINE"),
-    "model.base=here.safetensors": ("here.safetensors", "single file"),
+    "model.base=here.safetensors": ("there is no file", "here.safetensors"),
     "model.base=.": ("no diffusers pipeline", "model_index.json"),
     'lora.targets=["to_q", "nonsense"]': ("lora.targets", "'nonsense' matches no module"),
     "lora.targets=[]": ("lora.targets: no target is given",),
