@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.commands import QUIET, SHAPES, config_text, refused, settings, trainscope
+from trainscope.config import combinations
+from trainscope.config.load import parse_config
+from trainscope.errors import ConfigError
 
 # ---- configurations
 
@@ -145,6 +152,138 @@ def test_random_damage_to_a_configuration_is_never_our_failure(here: Path) -> No
         assert result.code != 2 or result.message
 
 
+IMPOSSIBLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "FSDP of a LoRA": (("train.parallel=fsdp",), ('train.parallel = "fsdp"', 'train.method = "lora"')),
+    "FSDP of an optimizer that sees whole tensors": (
+        ("train.parallel=fsdp", "train.method=finetune", "optimizer.type=adafactor"),
+        ('optimizer.type = "adafactor"', "adamw, sgd-nesterov"),
+    ),
+    "FSDP of weights that are rounded whole": (
+        (
+            "train.parallel=fsdp",
+            "train.method=finetune",
+            "precision.weights=bf16",
+            "precision.stochastic_rounding=true",
+        ),
+        ('train.parallel = "fsdp" with precision.stochastic_rounding = true',),
+    ),
+    "low weights in float32": (
+        ("precision.weights=bf16", "precision.compute=fp32"),
+        ('precision.compute = "fp32" with precision.weights = "bf16"',),
+    ),
+    "a warmup that is none": (("scheduler.type=constant-with-warmup",), ("scheduler.warmup", "above 0")),
+    "FSDP with an average elsewhere": (
+        ("train.parallel=fsdp", "train.method=finetune", "ema.enabled=true", "ema.device=cpu"),
+        ('ema.device = "cpu"',),
+    ),
+    "FSDP alone": (("train.parallel=fsdp", "train.method=finetune"), ('train.parallel = "fsdp"', "one process")),
+    "a LoRA to start a fine-tune from": (("train.method=finetune", "lora.init_from=x"), ('lora.init_from = "x"',)),
+    "an alpha of nothing": (("lora.conv_alpha=4.0",), ("lora.conv_alpha = 4", "lora.conv_rank")),
+    "convolutions of no UNet": (
+        ("lora.conv_rank=4", 'train.parts=["text_encoder"]'),
+        ("lora.conv_rank = 4", '"unet" in train.parts'),
+    ),
+    "cycles of a line": (("scheduler.type=linear", "scheduler.cycles=2"), ("scheduler.cycles = 2", "cosine-with-rest")),
+    "an exponent of a line": (("scheduler.type=linear", "scheduler.power=2.0"), ("scheduler.power = 2", "polynomial")),
+    "an end of what never ends": (("scheduler.min_lr_ratio=0.1",), ("scheduler.min_lr_ratio = 0.1", "cosine")),
+    "two warmups": (("optimizer.type=radam-schedulefree", "scheduler.warmup=2"), ("scheduler.warmup = 2", "its own")),
+    "a warmup of D-Adaptation's SGD": (
+        ("optimizer.type=dadapt-sgd", "scheduler.type=linear", "scheduler.warmup=2"),
+        ("scheduler.warmup = 2", "dadapt-sgd"),
+    ),
+    "D-Adaptation's SGD in fp16": (
+        ("optimizer.type=dadapt-sgd", "precision.weights=fp16"),
+        ("dadapt-sgd", 'precision.weights = "fp16"'),
+    ),
+    "two rates of an estimate": (
+        ("optimizer.type=prodigy", "optimizer.unet_lr=1.0"),
+        ("optimizer.unet_lr", "one rate"),
+    ),
+    "a rate beside Adafactor's own": (
+        ("optimizer.type=adafactor", "optimizer.relative_step=true", "optimizer.lr=1e-3"),
+        ("optimizer.lr with optimizer.relative_step = true",),
+    ),
+    "a schedule beside Adafactor's own": (
+        ("optimizer.type=adafactor", "optimizer.relative_step=true", "scheduler.type=cosine"),
+        ('scheduler.type = "cosine" with optimizer.relative_step = true',),
+    ),
+    "a warmup of no rate": (("optimizer.type=adafactor", "optimizer.warmup_init=true"), ("optimizer.warmup_init",)),
+    "kohya's name of an optimizer": (("optimizer.type=DAdaptation",), ("optimizer.type", "dadapt-adam-preprint")),
+    "no timestep": (
+        ("noise.min_timestep=500", "noise.max_timestep=500"),
+        ("noise.min_timestep = 500", "noise.max_timestep = 500"),
+    ),
+    "two weightings": (
+        ("noise.min_snr_gamma=5.0", "noise.debiased=true"),
+        ("noise.min_snr_gamma = 5", "noise.debiased"),
+    ),
+    "noise from pure noise": (
+        ("model.zero_terminal_snr=true", "model.prediction_type=epsilon"),
+        ("model.zero_terminal_snr = true", "v_prediction"),
+    ),
+    "more steps than an LCM has": (("sample.sampler=lcm", "sample.steps=60"), ("sample.steps = 60", "at most 50")),
+    "a stop by nobody": (("audit.on_finding=stop", "audit.live=false"), ("audit.on_finding", "audit.live = false")),
+    "a stop by nothing": (("audit.on_finding=stop", "audit.fail_on=never"), ('audit.fail_on = "never"',)),
+    "random crops that are kept": (("data.random_crop=true",), ("data.random_crop", 'cache_latents = "off"')),
+    "tags kept of none": (("data.keep_tokens=1",), ("data.keep_tokens = 1", "shuffle_captions = false")),
+    "shuffled captions on disk": (
+        ("data.cache_text=disk", "data.shuffle_captions=true"),
+        ('data.cache_text = "disk"', "shuffle_captions"),
+    ),
+    "trained captions on disk": (
+        ("data.cache_text=disk", 'train.parts=["unet", "text_encoder"]'),
+        ('data.cache_text = "disk"', "text_encoder"),
+    ),
+    "buckets off their grid": (
+        ("data.buckets.enabled=true", "data.buckets.min=40", "data.buckets.step=16"),
+        ("data.buckets.min = 40", "data.buckets.step = 16"),
+    ),
+    "buckets upside down": (
+        ("data.buckets.enabled=true", "data.buckets.min=512", "data.buckets.max=256"),
+        ("data.buckets.min = 512", "data.buckets.max = 256"),
+    ),
+    "a resolution out of the buckets": (
+        ("data.buckets.enabled=true", "data.buckets.min=256", "data.resolution=64"),
+        ("data.resolution = 64", "data.buckets.min = 256"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "says"), IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+def test_keys_that_cannot_be_together(changes: tuple[str, ...], says: tuple[str, ...], here: Path) -> None:
+    (here / "cfg.toml").write_text(config_text(), encoding="utf-8")
+    refused("run", "cfg.toml", *settings(*changes), says=says, folder=here)
+
+
+def test_every_impossible_combination_is_among_them() -> None:
+    """By its source: each sentence of `combinations` is said by a case above, or by one of `BAD_CONFIGS`."""
+    lines: set[int] = set()
+
+    def seen(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != combinations.__file__:
+            return None
+        lines.add(frame.f_lineno)
+        return seen
+
+    texts = [(config_text(), changes) for changes, _ in IMPOSSIBLE.values()]
+    texts += [(text, ()) for text, _ in BAD_CONFIGS.values()]
+    before = sys.gettrace()
+    for text, changes in texts:
+        sys.settrace(seen)  # each time: what is nested too deeply switches it off
+        with contextlib.suppress(ConfigError):
+            parse_config(text, overrides=changes)
+        sys.settrace(before)
+    tree = ast.parse(Path(combinations.__file__).read_text(encoding="utf-8"))
+    sentences = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Yield) and isinstance(node.value, ast.Constant | ast.JoinedStr)
+    ]
+    assert len(sentences) > 30
+    unsaid = [node for node in sentences if not lines & set(range(node.lineno, (node.end_lineno or 0) + 1))]
+    assert [ast.unparse(node) for node in unsaid] == []
+
+
 # ---- data, models, devices
 
 
@@ -272,6 +411,15 @@ BAD_PARTS: dict[str, tuple[str, ...]] = {
     "run.device=meta": ('run.device = "meta" cannot be used',),
     "run.device=cuda:99": ('run.device = "cuda:99" cannot be used',),
     "data.mask_dir=nope": ("nope does not exist", "data.mask_dir"),
+    f"data.mask_dir={SHAPES}": ("data.mask_dir", "not an inpainting model"),
+    "model.vae=nope": ("model.vae", "nope"),
+    "model.vae=cfg.toml": ("model.vae", "cfg.toml"),
+    "model.clip_skip=9": ("model.clip_skip = 9",),
+    "noise.max_timestep=2000": ("noise.max_timestep = 2000", "1000 timesteps"),
+    "model.zero_terminal_snr=true": ("zero terminal SNR", "v_prediction"),
+    "lora.init_from=nope": ("nope: no such file",),
+    "lora.init_from=cfg.toml": ("cfg.toml",),
+    "checkpoint.resume=nope": ("nope",),
     "run.dir=cfg.toml": ("cannot make a run directory", "--out"),
     "run.dir=cfg.toml/below": ("cannot make a run directory", "--out"),
 }

@@ -69,7 +69,7 @@ TABLES: dict[str, Table] = {
             Column("in_optimizer", FLAG, "whether the optimizer holds it"),
             Column("is_model_object", FLAG, "whether the optimizer's object is the model's own"),
             Column("weight_rms", REAL, "root mean square of θ₀"),
-            Column("weight_abs_median", REAL, "median of |θ₀|"),
+            Column("weight_abs_median", REAL, "median of |θ₀|; of a large tensor that of a sample"),
         ),
         _table(
             "steps",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,7 @@ def kernels(seen: Seen) -> set[float]:
 CASES: dict[str, Case | Own] = {
     "run.name": Case(
         "portraits",
-        lambda seen: seen.run.name.rpartition("-2")[0],  # without the time, which begins with the year
+        lambda seen: re.sub(r"-\d{8}-\d{6}(-\d+)?$", "", seen.run.name),  # without its time
         lambda before, after: (before, after) == ("run", "portraits"),
     ),
     "run.dir": Case(

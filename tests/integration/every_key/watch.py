@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from collections import Counter
@@ -24,11 +25,12 @@ from tests.integration.every_key.pictures import SIDE, write_masks, write_pictur
 from trainscope.config.load import parse_config
 from trainscope.proof.runs import config_text
 from trainscope.runlog.reader import read_run
-from trainscope.trainer import loop
+from trainscope.trainer import build, loop
 from trainscope.trainer.batch import Batch
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.data.order import sample_of
 from trainscope.trainer.diffusion import Denoised
+from trainscope.trainer.models.load import Components
 from trainscope.trainer.noise import Draw
 from trainscope.trainer.session import Session
 from trainscope.trainer.train import train
@@ -195,6 +197,7 @@ class Seen(Callback):
 
 
 _denoise = loop.denoise
+_load_components = build.load_components
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,7 @@ class Watcher:
 
     folder: Path
     _kept: dict[str, Seen] = field(default_factory=dict)
+    _loaded: dict[str, Components] = field(default_factory=dict)
 
     @cached_property
     def pictures(self) -> Path:
@@ -229,10 +233,18 @@ class Watcher:
         with ExitStack() as stack:
             stack.enter_context(fast())
             stack.enter_context(mock.patch.object(loop, "denoise", seen.denoise))
+            stack.enter_context(mock.patch.object(build, "load_components", self._load))
             for kind, owner, name in encoders:
                 stack.enter_context(mock.patch.object(owner, name, _counted(getattr(owner, name), seen.encoded, kind)))
             seen.finished = train(parse_config(self.text(values)), callbacks=[seen], **options)
         return seen
+
+    def _load(self, **asked: Any) -> Components:
+        """Loading is most of the time of a small training, and the same for the same model."""
+        key = repr([value for name, value in asked.items() if name != "warn"])
+        if key not in self._loaded:
+            self._loaded[key] = _load_components(**asked)
+        return copy.deepcopy(self._loaded[key])
 
     def seen(self, values: Values, time: int = 1) -> Seen:
         """The same, made once for each `time`."""
