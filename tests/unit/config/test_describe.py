@@ -101,6 +101,8 @@ def test_a_setting_of_the_template_can_be_switched_on(section: str, key: str, nu
     lines[number] = lines[number].removeprefix("#")
     if key == "train.epochs":  # instead of steps
         lines.remove("steps = 300")
+    if key == "lora.conv_alpha":  # of nothing without a rank
+        lines[number] += "\nconv_rank = 8"
     resolved = parse_config("\n".join(lines))
     assert key == "audit.thresholds" or resolved.origins[key] == "file"
     if ROWS[key].default != NOT_SET and key not in ACTIVE:
