@@ -142,6 +142,7 @@ def test_s4_a_cold_restart_is_named_and_its_state_cures_it(batches: str) -> None
     assert rise(healthy) < 1
 
 
+@pytest.mark.slow
 def test_s4_a_warmup_of_five_steps_is_refuted() -> None:
     assert changed("cold-restart", "cold-restart-warmup") == {"scheduler.warmup": 5}
     warmed_up = resumed("cold-restart-warmup")
@@ -152,6 +153,7 @@ def test_s4_a_warmup_of_five_steps_is_refuted() -> None:
     assert rise(warmed_up) > HEALTHY_MARGIN
 
 
+@pytest.mark.slow
 def test_s4_radam_from_cold_tears_nothing() -> None:
     assert changed("cold-restart", "cold-restart-radam") == {
         "optimizer.type": "radam-schedulefree",
@@ -197,6 +199,7 @@ def test_s3_going_on_past_the_schedule_is_refused(s3_first: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "lr"), [("restart", 5e-4), ("extend", 2.5e-4)])
 def test_s3_a_way_out_applies_what_was_asked(name: str, lr: float, s3_first: Path, tmp_path: Path) -> None:
     report, lrs = s3_resumed(name, s3_first, tmp_path / "out")
@@ -206,6 +209,7 @@ def test_s3_a_way_out_applies_what_was_asked(name: str, lr: float, s3_first: Pat
     assert read_run(tmp_path / "out").info["parent"] == read_run(s3_first).info["id"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("habit", "codes"),
     [("load-state-keeps-the-lr", ["SCH005"]), ("cosine-loaded-with-its-length", ["SCH007", "SCH005"])],

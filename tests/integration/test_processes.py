@@ -147,6 +147,7 @@ def test_only_the_first_talks(together: Launched) -> None:
     )  # the weights are bit for bit the same on both
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(launch: Launch, together: Launched, tmp_path: Path) -> None:
     config = tmp_path / "cfg.toml"
     config.write_text(config_text({**VALUES, "checkpoint.every_steps": 2, "checkpoint.keep": 1}))

@@ -155,6 +155,7 @@ def test_the_rows_have_every_pair_of_choices() -> None:
     assert len(ROWS) < 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids="-".join)
 def test_every_pair_of_choices(row: tuple[str, ...], few: Path, tmp_path: Path) -> None:
     accumulation, average, format_, method, stop = row

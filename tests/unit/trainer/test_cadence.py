@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainscope.config.model import ProbesSection
@@ -140,7 +140,6 @@ def slow_saves(epochs: int, batches: int, accumulation: int, last: int) -> list[
     return found
 
 
-@settings(deadline=None)  # a slow machine is no failure
 @given(
     epochs=st.integers(1, 4), batches=st.integers(1, 9), accumulation=st.integers(1, 6), last=st.integers(1, 40),
     resumed=st.integers(0, 39),
