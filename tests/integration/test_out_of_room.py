@@ -146,7 +146,7 @@ def test_a_probe_without_memory_makes_room(method: str, here: Path, monkeypatch:
     (here / "cfg.toml").write_text(config_text(), encoding="utf-8")
     alive: list[weakref.ref[TensorsProbe]] = []
 
-    def fails(probe: TensorsProbe, *args: Any) -> None:
+    def fails(probe: TensorsProbe, *args: Any, **kwargs: Any) -> None:
         alive.append(weakref.ref(probe))
         raise RuntimeError(*CPU.args)
 

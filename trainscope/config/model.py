@@ -215,6 +215,8 @@ class ProbesSection(Section):
     """Share of the training time that probes may take when `every` is auto."""
     tables: Tables = ("tensors", "ema", "adapters", "batches")
     """Which tables to record that take looks; the others cost nothing and are always complete."""
+    memory_mb: PositiveInt = 1024
+    """MiB that copies of the weights may take, on the device. What does not fit is measured on a fixed sample."""
 
 
 class AuditSection(Section):

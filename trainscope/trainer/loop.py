@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -123,7 +122,6 @@ def optimizer_step(
             "skipped": skipped,
             "loss_scale": loss_scale,
             "memory_bytes": torch.cuda.max_memory_allocated() if session.device.type == "cuda" else None,
-            "rss_bytes": psutil.Process().memory_info().rss,
             **watch.columns(),
         },
     )
@@ -134,7 +132,7 @@ def optimizer_step(
 
 def _record_order(recorder: Recorder, step: int, batch: MicroBatch, processes: Processes) -> None:
     for visit in processes.share(batch.samples):
-        recorder.add_row("order", step=step, sample=sample_of(visit), epoch=batch.epoch, position=batch.position)
+        recorder.log.add_row("order", step=step, sample=sample_of(visit), epoch=batch.epoch, position=batch.position)
 
 
 def _step(session: Session) -> bool:

@@ -39,7 +39,7 @@ class Previews:
         for which in self.session.weight_sets:
             with self.session.weights(which):
                 self._make(which, self.session.point(which))
-        self.recorder.event("sample", prompts=len(self.prompts))
+        self.recorder.log.event("sample", prompts=len(self.prompts))
 
     @property
     def prompts(self) -> list[str]:
@@ -74,7 +74,7 @@ class Previews:
             path = f"samples/step-{session.step:08d}-{number}-{which}.png"
             picture.save(self.run.path / path)
             before = self._last.get((prompt, which))
-            self.recorder.add_row(
+            self.recorder.log.add_row(
                 "samples",
                 step=session.step,
                 path=path,

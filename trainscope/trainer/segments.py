@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from trainscope.recording.description import now, record_facts, record_keys, write_description
+from trainscope.recording.environment import environment
+from trainscope.runlog.durable import make_folder, write_atomically
 from trainscope.runlog.fingerprint import FILE
-from trainscope.runlog.rundir import RunDir, write_atomically, write_json
+from trainscope.runlog.rundir import RunDir
+from trainscope.runlog.tables import TABLES
 from trainscope.runlog.writer import RecordError, RunWriter
-from trainscope.trainer.environment import environment
+from trainscope.schema import Record
 from trainscope.trainer.recorder import Recorder
 from trainscope.trainer.session import Session
 
@@ -33,28 +35,13 @@ def begin_segment(
     resolved = session.resolved
     folder = run.segment(number)
     shutil.rmtree(folder, ignore_errors=True)  # of a segment that was killed before it was one
-    folder.mkdir(parents=True)
+    make_folder(folder)
     rows = resolved.rows()
     facts = environment(session.device)
-    write_atomically(folder / "config.toml", resolved.text.encode())
-    write_json(
-        folder / "config.resolved.json",
-        {
-            "path": str(resolved.path.resolve()) if resolved.path else None,
-            "keys": [{"key": key, "value": _finite(value), "origin": origin} for key, value, origin in rows],
-        },
-    )
-    write_json(folder / "env.json", facts)
+    write_description(folder, text=resolved.text, path=resolved.path, keys=rows, facts=facts)
     if checkpoint is not None and (checkpoint / FILE).exists():
         write_atomically(folder / FILE, (checkpoint / FILE).read_bytes())
-    for key, value, origin in rows:
-        writer.add_row("config", key=key, value=_as_text(value), origin=origin)
-    for key, value in facts.items():
-        writer.add_row("env", key=key, value=value, origin="trainscope")
-    if number == 0:
-        for row in session.data.rows():
-            writer.add_row("data", **row)
-    segment = {"number": number, "start_step": start_step, "started": _now()}
+    segment = {"number": number, "start_step": start_step, "started": now()}
     if checkpoint is not None:
         inside = checkpoint.is_relative_to(run.path)
         segment["resumed_from"] = str(checkpoint.relative_to(run.path) if inside else checkpoint.resolve())
@@ -65,12 +52,19 @@ def begin_segment(
         method=session.config.train.method,
         base=session.config.model.base,
     )
+    # Now that the segment has its number: rows may be written at any time.
+    record_keys(writer, rows)
+    record_facts(writer, facts)
+    if number == 0:
+        data = list(session.data.rows())
+        names = [column.name for column in TABLES["data"].columns]
+        writer.add(Record("data", {name: [row.get(name) for row in data] for name in names}))
 
 
 def finish_segment(run: RunDir, status: str, session: Session) -> None:
     segments = run.read()["segments"]
     for segment in segments[-1:]:  # none, where the very beginning failed
-        segment.update(ended=_now(), end_step=session.step)
+        segment.update(ended=now(), end_step=session.step)
     run.update(status=status, segments=segments)
 
 
@@ -80,7 +74,7 @@ def record_crash(
     """Save what was measured. The disk or the device may be what failed: then as much as they give."""
     with contextlib.suppress(Exception):  # what went wrong already is told, not what goes wrong now
         if recorder is not None:
-            recorder.drain()
+            recorder.log.drain()
     with contextlib.suppress(OSError, RecordError):
         writer.add_row(
             "events",
@@ -93,18 +87,3 @@ def record_crash(
     if session.processes.is_main:
         with contextlib.suppress(OSError):
             finish_segment(run, "crashed", session)
-
-
-def _as_text(value: Any) -> str | None:
-    """The text form of the `config` table: text as it is, everything else as JSON."""
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(_finite(value))
-
-
-def _finite(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -111,6 +111,7 @@ def _train_in_run(
     with explained(lambda: f"at step {min(session.step + 1, session.plan.steps)}"):
         number = processes.from_main(next_segment(run))
         writer = RunWriter(run, segment=number, rank=processes.rank)
+        held.callback(writer.close)
         recorder: Recorder | None = None
         try:
             if processes.is_main:
@@ -129,10 +130,10 @@ def _train_in_run(
             recorder = Recorder(session, writer, callbacks, settled_cadence=settled)
             witness = Witness(session, recorder)
             for message in warnings:
-                recorder.event("warning", message=message)
+                recorder.log.event("warning", message=message)
             if (otherwise := fallback(session.config.optimizer, session.device)) is not None:
-                recorder.fallback(otherwise)
-            on_overflow(session.components.vae, recorder.fallback)
+                recorder.log.fallback(otherwise)
+            on_overflow(session.components.vae, recorder.log.fallback)
             with interrupts(lambda: any(callback.wants_to_stop for callback in callbacks)) as interrupted:
                 training = Training(session, run, recorder, witness, callbacks, interrupted, stop_at)
                 training.begin(resume, weights)

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from trainscope.runlog.rundir import RunDir
-from trainscope.trainer.cadence import planned_saves
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.checkpoints.restore import restore
 from trainscope.trainer.checkpoints.save import save_checkpoint
@@ -24,6 +23,7 @@ from trainscope.trainer.loop import optimizer_step
 from trainscope.trainer.previews import Previews
 from trainscope.trainer.recorder import Recorder
 from trainscope.trainer.resume import Resume, changed_keys
+from trainscope.trainer.saves import planned_saves
 from trainscope.trainer.segments import finish_segment
 from trainscope.trainer.session import Session
 from trainscope.trainer.witness import Witness
@@ -64,7 +64,7 @@ class Training:
         recorder.start()
         if resume is None or restored is None:
             return
-        recorder.event(
+        recorder.log.event(
             "resume",
             step=session.step,
             path=str(resume.checkpoint),
@@ -72,12 +72,12 @@ class Training:
             changed=changed_keys(resume.changes),
         )
         for missing in restored.missing:
-            recorder.event("warning", message=f"the checkpoint lacks {missing}")
+            recorder.log.event("warning", message=f"the checkpoint lacks {missing}")
         if resume.has_fingerprint:
             self.witness.compare(resume.saved, resume.changes, restored)
         else:
-            recorder.absent("continuity", None, "the checkpoint has no fingerprint.parquet")
-        recorder.flush()
+            recorder.log.absent("continuity", None, "the checkpoint has no fingerprint.parquet")
+        recorder.log.flush()
 
     def go(self) -> Finished:
         session, config, last = self.session, self.session.config, self.session.plan.steps
@@ -117,8 +117,8 @@ class Training:
                 break
         checkpoint = self._save()
         if status == "interrupted":
-            self.recorder.event("interrupt", step=session.step)
-        self.recorder.flush()
+            self.recorder.log.event("interrupt", step=session.step)
+        self.recorder.log.flush()
         if processes.is_main:
             finish_segment(self.run, status, session)
         processes.wait()
@@ -137,7 +137,7 @@ class Training:
         for which in session.weight_sets:
             with session.weights(which):
                 mode, loss = session.point(which), evaluate(session)
-            recorder.add_row(
+            recorder.log.add_row(
                 "evals",
                 step=session.step,
                 split=session.data.split,
@@ -146,7 +146,7 @@ class Training:
                 loss=loss,
                 draws=session.config.eval.samples,
             )
-            recorder.event("eval", weights=which, loss=loss)
+            recorder.log.event("eval", weights=which, loss=loss)
 
     def _sample(self) -> None:
         self.witness.checksum("before_sample")
@@ -158,7 +158,7 @@ class Training:
         pieces = self.witness.fingerprint()
         self.witness.checksum("before_save")
         # What the log says about the steps before a checkpoint is on disk before the checkpoint is.
-        self.recorder.flush()
+        self.recorder.log.flush()
         for callback in self.callbacks:
             callback.before_save(self.session)
         with explained(lambda: f"in saving at step {self.session.step}", less_memory=LESS_TO_SAVE):
@@ -166,7 +166,7 @@ class Training:
         for callback in self.callbacks:
             callback.after_save(self.session)
         self.witness.checksum("after_save")
-        self.recorder.event("save", path=str(folder.relative_to(self.run.path)))
+        self.recorder.log.event("save", path=str(folder.relative_to(self.run.path)))
         return folder
 
 

@@ -47,10 +47,10 @@ class Witness:
         pieces: list[Piece] = []
         if self._cannot_read("state", "continuity") or not self.session.processes.is_main:
             return pieces
-        with self.recorder.guarded("state"):
+        with self.recorder.log.guarded("state"):
             pieces += session_pieces(self.session)
             for row in state_rows(pieces, self.session.step):
-                self.recorder.add_row("state", **row)
+                self.recorder.log.add_row("state", **row)
         return pieces
 
     def checksum(self, moment: str) -> None:
@@ -58,7 +58,7 @@ class Witness:
         session = self.session
         if self._cannot_read("checksums"):
             return
-        with self.recorder.guarded("checksums"):
+        with self.recorder.log.guarded("checksums"):
             self._row(moment, "raw", session.params)
             if session.ema is not None:
                 # In the weights' own format, so that equal weights have equal digests.
@@ -69,7 +69,7 @@ class Witness:
         """Digest what is being written to a file: the weights that are in place at this moment."""
         if self._cannot_read("checksums"):
             return
-        with self.recorder.guarded("checksums"):
+        with self.recorder.log.guarded("checksums"):
             self._row("saved", which, self.session.params)
 
     def compare(self, saved: Sequence[Piece], changes: Sequence[Change], restored: Restored) -> None:
@@ -80,7 +80,7 @@ class Witness:
         session, recorder = self.session, self.recorder
         if self._cannot_read("continuity", "state", "checksums"):
             return
-        with recorder.guarded("continuity"):
+        with recorder.log.guarded("continuity"):
             now = list(session_pieces(session))
             rows = compare(saved, now, asked=asked_values(session, restored), read_as=restored.read_as)
             rows += list(_point_rows(saved, session))
@@ -97,11 +97,11 @@ class Witness:
                     }
                 )
             for row in rows:
-                recorder.add_row("continuity", step=session.step, **row)
+                recorder.log.add_row("continuity", step=session.step, **row)
             if any(row["status"] != "match" for row in rows):
                 recorder.look_closely(CLOSE_STEPS)
             for row in state_rows(now, session.step):
-                recorder.add_row("state", **row)
+                recorder.log.add_row("state", **row)
         self.checksum("resumed")
 
     def _cannot_read(self, *tables: str) -> bool:
@@ -111,12 +111,12 @@ class Witness:
         for table in tables:
             if table not in self._told:
                 self._told.add(table)
-                self.recorder.absent(table, None, SHARDED)
+                self.recorder.log.absent(table, None, SHARDED)
         return True
 
     def _row(self, moment: str, item: str, tensors: Mapping[str, Tensor]) -> None:
         session = self.session
-        self.recorder.add_row(
+        self.recorder.log.add_row(
             "checksums",
             step=session.step,
             moment=moment,

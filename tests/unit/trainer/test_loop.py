@@ -49,7 +49,7 @@ class Steps(Callback):
         return self.gradients[-1]
 
     def rows(self, table: str = "steps") -> list[dict[str, Any]]:
-        self.recorder.flush()
+        self.recorder.log.flush()
         found: list[dict[str, Any]] = read_run(self.run.path).datasets[table].to_table().to_pylist()
         return found
 

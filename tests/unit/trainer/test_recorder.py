@@ -11,9 +11,9 @@ import pytest
 
 from trainscope.probes.tensors import TensorsProbe
 from trainscope.proof.runs import RunSpec
+from trainscope.recording.steps import DRAIN_STEPS
 from trainscope.runlog.reader import Run, read_run
 from trainscope.trainer.callbacks import Callback, Progress
-from trainscope.trainer.recorder import DRAIN_STEPS
 from trainscope.trainer.session import Session
 from trainscope.trainer.train import train
 

@@ -13,8 +13,8 @@ import torch
 
 from trainscope.config.optimizer import Adafactor
 from trainscope.errors import TrainingError
-from trainscope.trainer.cadence import planned_saves
 from trainscope.trainer.ema import DTYPES
+from trainscope.trainer.saves import planned_saves
 from trainscope.trainer.session import Session
 
 STATE_BYTES: dict[str, float] = {

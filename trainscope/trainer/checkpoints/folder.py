@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainscope.runlog.rundir import RunDir, sync_folder
+from trainscope.runlog.durable import sync_folder
+from trainscope.runlog.rundir import RunDir
 
 NAME = re.compile(r"step-(\d{8,})(?:-micro-(\d{5,}))?")
 LORA_FILE = "pytorch_lora_weights.safetensors"

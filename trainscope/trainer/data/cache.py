@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from trainscope.probes.fingerprint import digest_of_all
-from trainscope.runlog.rundir import write_atomically
+from trainscope.runlog.durable import write_atomically
 
 FORMAT = 1
 """Of the entries: raised when the same inputs come to mean other numbers."""

@@ -1,4 +1,4 @@
-"""The `env` table: on what, and with which versions, a run was made."""
+"""The `env` table: on what, and with which versions, a run was made. Knows nothing of what it was."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ LIBRARIES = (
     "transformers",
     "accelerate",
     "peft",
+    "lightning",
+    "pytorch-lightning",
     "prodigyopt",
     "schedulefree",
     "bitsandbytes",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainscope.config.model import ProbesSection
-from trainscope.trainer.cadence import CALIBRATION_STEPS, LADDER, Cadence, Saves
+from trainscope.recording.cadence import CALIBRATION_STEPS, LADDER, Cadence
 
 SECONDS = st.floats(1e-6, 10.0)
 
 
-def settled(step: float, look: float, always: float = 0.0, *, budget: float = 0.02, last_step: int = 10_000) -> Cadence:
-    cadence = Cadence(ProbesSection(budget=budget), last_step=last_step)
+def settled(
+    step: float, look: float, always: float = 0.0, *, budget: float = 0.02, last_step: int | None = 10_000
+) -> Cadence:
+    cadence = Cadence("auto", budget, last_step=last_step)
     answers = [
         cadence.learn(step_seconds=step, look_seconds=look, always_seconds=always) for _ in range(CALIBRATION_STEPS)
     ]
@@ -28,16 +31,26 @@ def test_the_ladder_climbs() -> None:
 
 @pytest.mark.parametrize("every", [1, 3, 7, 1000])
 def test_an_integer_is_kept_whatever_it_costs(every: int) -> None:
-    cadence = Cadence(ProbesSection(every=every, budget=1e-6), last_step=100)
+    cadence = Cadence(every, 1e-6, last_step=100)
     for step in range(1, 50):
         assert cadence.due(step) == (step % every == 0)
         assert not cadence.learn(step_seconds=1e-3, look_seconds=10.0)
     assert cadence.every == every
 
 
+def test_a_run_of_unknown_length_is_seen_in_its_second_half() -> None:
+    cadence = settled(1e-3, 100.0, last_step=None)
+    assert cadence.every == LADDER[-1]
+    seen = [step for step in range(1, 10_001) if cadence.due(step)]
+    assert all(later <= 2 * sooner for sooner, later in pairwise(seen))
+    assert len(seen) < 20
+    fixed = Cadence(30, 0.02)
+    assert [step for step in range(1, 100) if fixed.due(step)] == [30, 60, 90]
+
+
 @pytest.mark.parametrize("every", ["auto", 30])
 def test_the_last_step_is_always_looked_at(every: int | str) -> None:
-    cadence = Cadence(ProbesSection(every=every), last_step=101)  # type: ignore[arg-type]
+    cadence = Cadence(every, 0.02, last_step=101)  # type: ignore[arg-type]
     for _ in range(CALIBRATION_STEPS):
         cadence.learn(step_seconds=0.1, look_seconds=1.0)
     assert not cadence.due(99)
@@ -45,7 +58,7 @@ def test_the_last_step_is_always_looked_at(every: int | str) -> None:
 
 
 def test_every_step_is_looked_at_until_the_cost_is_known() -> None:
-    cadence = Cadence(ProbesSection(), last_step=1000)
+    cadence = Cadence("auto", 0.02, last_step=1000)
     for step in range(1, CALIBRATION_STEPS + 1):
         assert cadence.every is None
         assert cadence.due(step)
@@ -64,7 +77,7 @@ def test_once_settled_it_stays() -> None:
 
 def test_the_first_step_is_not_timed() -> None:
     """It is slow for other reasons: kernels are chosen, memory is claimed."""
-    cadence = Cadence(ProbesSection(), last_step=1000)
+    cadence = Cadence("auto", 0.02, last_step=1000)
     cadence.learn(step_seconds=60.0, look_seconds=30.0)
     for _ in range(CALIBRATION_STEPS - 1):
         cadence.learn(step_seconds=1.0, look_seconds=0.01)
@@ -72,7 +85,7 @@ def test_the_first_step_is_not_timed() -> None:
 
 
 def test_one_slow_step_among_them_does_not_decide() -> None:
-    cadence = Cadence(ProbesSection(), last_step=1000)
+    cadence = Cadence("auto", 0.02, last_step=1000)
     for look in (0.01, 0.01, 9.0, 0.01, 0.01):
         cadence.learn(step_seconds=1.0, look_seconds=look)
     assert cadence.every == 1
@@ -120,48 +133,3 @@ def test_nonsense_makes_it_look_rarely(step: float, look: float) -> None:
 
 def test_probes_that_cost_nothing() -> None:
     assert settled(1.0, 0.0).every == 1
-
-
-def saves(**changes: int) -> Saves:
-    given = {"every_steps": 0, "every_batches": 0, "accumulation": 1, "step": 0, "micro_step": 0, "last": 20}
-    return Saves(**(given | changes))
-
-
-def slow_saves(epochs: int, batches: int, accumulation: int, last: int) -> list[int]:
-    """Walk through the micro-batches one by one."""
-    found, used = [], 0
-    for step in range(1, last):
-        ended = False
-        for _ in range(accumulation):
-            used += 1
-            ended = ended or used % (epochs * batches) == 0
-        if ended:
-            found.append(step)
-    return found
-
-
-@given(
-    epochs=st.integers(1, 4), batches=st.integers(1, 9), accumulation=st.integers(1, 6), last=st.integers(1, 40),
-    resumed=st.integers(0, 39),
-)  # fmt: skip
-def test_epochs_save_at_the_first_step_at_or_after_their_end(
-    epochs: int, batches: int, accumulation: int, last: int, resumed: int
-) -> None:
-    expected = slow_saves(epochs, batches, accumulation, last)
-    found = saves(every_batches=epochs * batches, accumulation=accumulation, last=last)
-    assert [step for step in range(last + 3) if step in found] == expected
-    assert found.ahead == len(expected)
-    # Counted from the middle it is the same.
-    later = saves(
-        every_batches=epochs * batches, accumulation=accumulation, last=last,
-        step=resumed, micro_step=resumed * accumulation,
-    )  # fmt: skip
-    assert [step for step in range(last + 3) if step in later] == [step for step in expected if step >= resumed]
-    assert later.ahead == sum(step > resumed for step in expected)
-
-
-def test_steps_and_epochs_save_together() -> None:
-    assert [step for step in range(21) if step in saves(every_steps=6)] == [6, 12, 18]
-    assert [step for step in range(21) if step in saves(every_batches=8)] == [8, 16]
-    assert [step for step in range(21) if step in saves(every_steps=6, every_batches=4)] == [4, 6, 8, 12, 16, 18]
-    assert [step for step in range(21) if step in saves()] == []
