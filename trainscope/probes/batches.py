@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -57,13 +58,13 @@ class BatchesProbe:
         there = latents.double()
         variance, mean = torch.var_mean(there, correction=0)
         one = torch.ones((), dtype=torch.float64, device=latents.device)
-        channel_means = noise.double().mean(dim=(2, 3))
-        # Of the noise on the host no wait is needed to know it; it goes over as a number.
+        # The noise lies on the host: what is known of it there goes over as a number.
+        channel_means = noise.numpy().mean(axis=(2, 3), dtype=np.float64)
         values = [
             mean,
             variance.sqrt(),
             sum_of_nonfinite(latents, text, prediction),
-            one * float(channel_means.square().mean()),
+            one * float(np.square(channel_means).mean()),
             *((one * ABSENT, one * ABSENT) if mask is None else _of_mask(mask.double())),
             torch.var(target.double(), correction=0),
             one if weights is None else weights.double().max(),

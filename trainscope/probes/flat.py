@@ -40,6 +40,11 @@ class Chunk:
     def _lengths(self) -> Tensor:
         return torch.tensor(self.sizes, device=self.device)
 
+    def spread(self, values: Tensor) -> Tensor:
+        """A value of each tensor [tensors], for each of its elements [elements]."""
+        # The size is given since the device would have to be asked for it.
+        return torch.repeat_interleave(values, self._lengths, output_size=sum(self.sizes))
+
     def sums(self, *vectors: Tensor) -> Tensor:
         """Sum of each tensor's segment, in float64: [len(vectors), tensors]."""
         return torch.stack([self._sum(vector.double()) for vector in vectors])

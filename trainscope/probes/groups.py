@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from trainscope.schema import Record
-
 COPIED = ("d", "d0", "d_max", "d_hat", "d_numerator", "d_denom", "weight_sum", "lr_max", "scheduled_lr")
 
 
@@ -30,11 +28,9 @@ class GroupsProbe:
             {key: group.get(key) for key in ("lr", "weight_decay", "d")} for group in self._optimizer.param_groups
         ]
 
-    def after_step(self, step: int) -> Record:
+    def after_step(self, step: int) -> list[dict[str, Any]]:
         """One row for each group: `lr` as the step used it, the rest as the step left it."""
-        rows = [self._row(number, used) for number, used in enumerate(self._used)]
-        columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
-        return Record("groups", {"step": [step] * len(rows), **columns})
+        return [{"step": step, **self._row(number, used)} for number, used in enumerate(self._used)]
 
     def _row(self, number: int, used: Mapping[str, Any]) -> dict[str, Any]:
         group = self._optimizer.param_groups[number]

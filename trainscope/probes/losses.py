@@ -38,21 +38,22 @@ class LossesProbe:
 
 
 def _by_bin(samples: Record) -> Record:
-    """Means over the samples of each bin that has some."""
-    found: dict[int, list[tuple[float, float]]] = {}
+    """Means over the samples of each step's bins, where there are some."""
+    found: dict[tuple[int, int], list[tuple[float, float]]] = {}
     columns = samples.columns
-    for number, *values in zip(columns["bin"], columns["loss"], columns["weighted_loss"], strict=True):
-        found.setdefault(number, []).append((values[0], values[1]))
+    steps, losses = columns["step"].tolist(), (columns["loss"].tolist(), columns["weighted_loss"].tolist())
+    for step, number, *values in zip(steps, columns["bin"], *losses, strict=True):
+        found.setdefault((step, number), []).append((values[0], values[1]))
     bins = sorted(found)
     means: list[list[Any]] = [
-        [sum(values[column] for values in found[number]) / len(found[number]) for number in bins] for column in (0, 1)
+        [sum(values[column] for values in found[place]) / len(found[place]) for place in bins] for column in (0, 1)
     ]
     return Record(
         samples.table,
         {
-            "step": columns["step"][: len(bins)],
-            "bin": bins,
-            "count": [len(found[number]) for number in bins],
+            "step": [step for step, _ in bins],
+            "bin": [number for _, number in bins],
+            "count": [len(found[place]) for place in bins],
             "loss": means[0],
             "weighted_loss": means[1],
         },

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,10 @@ NullWhere = dict[str, tuple[tuple[str, float], ...]]
 
 ABSENT = -1.0
 """Stands for NULL on the device, in measures that cannot be negative."""
+
+
+MANY = 32
+"""Rows from which on a record of a step is left by itself."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Pending:
     integers: frozenset[str] = frozenset()
     null_where: NullWhere = field(default_factory=dict)
     fold: Callable[[Record], Record] | None = None
-    """Makes the rows of the table from these, on the host."""
+    """Makes the rows of the table from these, on the host; they may be of several steps."""
 
 
 @dataclass(frozen=True)
@@ -65,39 +70,54 @@ def join(parts: Sequence[Part]) -> Part:
 
 
 def collect(pending: Sequence[Pending]) -> list[Record]:
-    """Bring pending rows to the host, with one transfer for each device."""
+    """Bring pending rows to the host, with one transfer for each device: measures are arrays, keys as they were.
+
+    Few rows of several steps make one record: a record costs as much as a row does.
+    """
     if not pending:
         return []
-    flat = _transfer([item.values for item in pending])
-    return [_record(item, values) for item, values in zip(pending, flat, strict=True)]
+    together: dict[tuple[Any, ...], list[tuple[Pending, np.ndarray]]] = {}
+    for number, (item, values) in enumerate(zip(pending, _transfer([p.values for p in pending]), strict=True)):
+        alone = number if values.shape[1] >= MANY else None
+        together.setdefault((item.table, item.columns, *item.keys, alone), []).append((item, values))
+    return [_record(*zip(*items, strict=True)) for items in together.values()]
 
 
-def _transfer(tensors: Sequence[Tensor]) -> list[list[list[float]]]:
+def _transfer(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     by_device: dict[torch.device, list[int]] = {}
     for index, tensor in enumerate(tensors):
         by_device.setdefault(tensor.device, []).append(index)
-    result: dict[int, list[list[float]]] = {}
+    here = by_device.pop(torch.device("cpu"), [])
+    result = {index: tensors[index].detach().numpy() for index in here}
     for indices in by_device.values():
-        host = torch.cat([tensors[index].reshape(-1) for index in indices]).cpu()
+        host = torch.cat([tensors[index].reshape(-1) for index in indices]).detach().cpu()
         for index, part in zip(indices, host.split([tensors[index].numel() for index in indices]), strict=True):
-            result[index] = part.reshape(tensors[index].shape).tolist()
+            result[index] = part.reshape(tensors[index].shape).numpy()
     return [result[index] for index in range(len(tensors))]
 
 
-def _record(item: Pending, values: list[list[float]]) -> Record:
-    rows = len(values[0]) if values else 0
-    columns: dict[str, list[Any]] = {"step": [item.step] * rows, **item.keys}
-    for name, column in zip(item.columns, values, strict=True):
-        columns[name] = [int(value) for value in column] if name in item.integers else list(column)
+def _record(items: Sequence[Pending], parts: Sequence[np.ndarray]) -> Record:
+    item = items[0]
+    values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    steps = np.repeat([each.step for each in items], [part.shape[1] for part in parts])
+    columns: dict[str, Any] = {"step": steps}
+    for name, key in item.keys.items():
+        columns[name] = key if len(items) == 1 else [value for each in items for value in each.keys[name]]
     measured = dict(zip(item.columns, values, strict=True))
-    for name, conditions in item.null_where.items():
-        for other, sentinel in conditions:
-            columns[name] = [
-                None if given == sentinel else value
-                for value, given in zip(columns[name], measured[other], strict=True)
-            ]
+    for name, column in measured.items():
+        found = [measured[other] == sentinel for other, sentinel in item.null_where.get(name, ())]
+        null = np.logical_or.reduce(found) if found else None
+        if name in item.integers:
+            column = _whole(name, column)
+        columns[name] = column if null is None else np.ma.MaskedArray(column, mask=null)
     record = Record(item.table, columns)
     return item.fold(record) if item.fold else record
+
+
+def _whole(name: str, values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} counts, and has NaN or infinite values")
+    return values.astype(np.int64)
 
 
 def absent(*columns: str) -> NullWhere:

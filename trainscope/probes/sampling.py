@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,16 @@ SAMPLE_ELEMENTS = 1024
 MEASURES = ("intended_norm", "applied_norm", "delivered", "eps_dominated_fraction", "g2_over_v")
 
 
+@dataclass(frozen=True)
+class _Sampled:
+    """A chunk of the sample: the `columns` of its tensors, and how many elements of each, and which share, it has."""
+
+    chunk: Chunk
+    columns: Tensor
+    count: Tensor
+    share: Tensor
+
+
 class StepSample:
     """Compares the update that arrived with the one that the optimizer's formula asked for.
 
@@ -34,9 +45,11 @@ class StepSample:
         self._tensors = list(tensors)
         self._optimizer = optimizer
         self._formula = formula_of(optimizer)
-        self._strides = [_stride(tensor.numel()) for tensor in tensors]
+        self._strides = [stride_of(tensor.numel()) for tensor in tensors]
         self._groups = _groups(self._tensors, optimizer)
-        self._before: list[tuple[Chunk, int, Before, dict[str, Any]]] = []
+        self._before: list[tuple[_Sampled, int, Before, dict[str, Any]]] = []
+        self._sampled: dict[tuple[int, ...], list[_Sampled]] = {}
+        """By the tensors that have a gradient. Made anew for each step, it would wait for the device each time."""
 
     @property
     def reason(self) -> str:
@@ -52,35 +65,43 @@ class StepSample:
             return
         for number, indices in self._groups.items():
             group = self._optimizer.param_groups[number]
-            present = [index for index in indices if grads[index] is not None and self._tensors[index].numel()]
-            for chunk in chunks_of({index: self._view(self._tensors[index], index) for index in present}):
-                self._before.append((chunk, number, self._copy(chunk, grads), dict(group)))
+            present = tuple(index for index in indices if grads[index] is not None and self._tensors[index].numel())
+            if present not in self._sampled:
+                self._sampled[present] = self._cut(present)
+            for sampled in self._sampled[present]:
+                self._before.append((sampled, number, self._copy(sampled.chunk, grads), dict(group)))
 
     def measure(self) -> Tensor:
         """Call after the step."""
         device = self._tensors[0].device
         result = torch.full((len(MEASURES), len(self._tensors)), ABSENT, dtype=torch.float64, device=device)
-        for chunk, number, before, group in self._before:
+        for sampled, number, before, group in self._before:
             assert self._formula is not None  # noqa: S101  `before_step` copies nothing without one
-            after = self._optimizer.param_groups[number]
+            chunk, after = sampled.chunk, self._optimizer.param_groups[number]
             step = self._formula.formula(before, group, after)
             applied = self._gather(chunk, {i: self._tensors[i] for i in chunk.indices}) - before.theta
             intended2, applied2 = (chunk.norms(vector).square() for vector in (step.delta, applied))
             [both] = chunk.sums(applied.double() * step.delta.double())
-            count = torch.tensor(chunk.sizes, dtype=torch.float64, device=device)
             # Energies of the whole tensor, so that those of tensors add up.
-            share = count / torch.tensor([self._tensors[i].numel() for i in chunk.indices], device=device)
-            columns = torch.tensor(chunk.indices, device=device)
-            result[:, columns] = torch.stack(
+            result[:, sampled.columns] = torch.stack(
                 [
-                    (intended2 / share).sqrt(),
-                    (applied2 / share).sqrt(),
+                    (intended2 / sampled.share).sqrt(),
+                    (applied2 / sampled.share).sqrt(),
                     both / intended2,
-                    *_beside_second_moment(chunk, before.grad, step.v_hat, eps=group.get("eps", 0.0)),
+                    *_beside_second_moment(sampled, before.grad, step.v_hat, eps=group.get("eps", 0.0)),
                 ]
             ).to(device)
         self._before = []
         return result
+
+    def _cut(self, indices: Sequence[int]) -> list[_Sampled]:
+        found: list[_Sampled] = []
+        for chunk in chunks_of({index: self._view(self._tensors[index], index) for index in indices}):
+            count = torch.tensor(chunk.sizes, dtype=torch.float64, device=chunk.device)
+            whole = torch.tensor([self._tensors[i].numel() for i in chunk.indices], device=chunk.device)
+            columns = torch.tensor(chunk.indices, device=self._tensors[0].device)
+            found.append(_Sampled(chunk, columns, count, count / whole))
+        return found
 
     def _copy(self, chunk: Chunk, grads: Sequence[Tensor | None]) -> Before:
         assert self._formula is not None  # noqa: S101
@@ -93,12 +114,12 @@ class StepSample:
                 part = stored.read(states[index], tensor.device, stride=self._strides[index])
                 parts.append(stored.before_first_step(self._view(tensor, index)) if part is None else part)
             remembered[name] = torch.cat(parts).float()
-        steps = torch.tensor([float(state.get("step", 0)) for state in states.values()], device=chunk.device)
+        steps = _steps([state.get("step", 0) for state in states.values()], chunk.device)
         return Before(
             theta=self._gather(chunk, tensors),
             grad=self._gather(chunk, {index: _known(grads[index]) for index in chunk.indices}),
             state=remembered,
-            step=torch.repeat_interleave(steps, torch.tensor(chunk.sizes, device=chunk.device)),
+            step=chunk.spread(steps),
         )
 
     def _gather(self, chunk: Chunk, tensors: Mapping[int, Tensor]) -> Tensor:
@@ -115,26 +136,35 @@ def chunks_of(tensors: Mapping[int, Tensor]) -> list[Chunk]:
     return [Chunk(tuple(indices[n] for n in part.indices), part.sizes, part.device) for part in layout.chunks]
 
 
-def _beside_second_moment(chunk: Chunk, grad: Tensor, v_hat: Tensor | None, *, eps: float) -> tuple[Tensor, Tensor]:
+def _beside_second_moment(
+    sampled: _Sampled, grad: Tensor, v_hat: Tensor | None, *, eps: float
+) -> tuple[Tensor, Tensor]:
     """Share of elements with √v̂ < 10·eps, and mean g² / mean v̂, each float64 [tensors]; ABSENT without a v̂."""
+    chunk, count = sampled.chunk, sampled.count
     if v_hat is None:
-        nothing = torch.full((len(chunk.sizes),), ABSENT, dtype=torch.float64, device=chunk.device)
+        nothing = torch.full_like(count, ABSENT)
         return nothing, nothing
-    count = torch.tensor(chunk.sizes, dtype=torch.float64, device=chunk.device)
     [v_sum] = chunk.sums(v_hat)
     ratio = chunk.norms(grad).square() / v_sum
     return chunk.counts(v_hat.sqrt() < 10 * eps) / count, torch.where(v_sum == 0, ABSENT, ratio)
 
 
-def _stride(numel: int) -> int:
-    """About `SAMPLE_ELEMENTS` elements, at a distance without a common factor with the tensor's dimensions.
+def stride_of(numel: int, wanted: int = SAMPLE_ELEMENTS) -> int:
+    """The distance of about so many elements, without a common factor with the tensor's dimensions.
 
     A stride that divides a dimension would sample one row or one place of every kernel only.
     """
-    stride = max(1, numel // SAMPLE_ELEMENTS)
+    stride = max(1, -(-numel // wanted))
     while stride > 1 and math.gcd(stride, numel) > 1:
         stride += 1
     return stride
+
+
+def _steps(steps: Sequence[Tensor | int], device: torch.device) -> Tensor:
+    """How often each tensor has been stepped, float32 [tensors]; a count that lies on a device is not waited for."""
+    if any(isinstance(step, Tensor) for step in steps):
+        return torch.stack([torch.as_tensor(s, dtype=torch.float32).reshape(()).to(device) for s in steps])
+    return torch.tensor(steps, dtype=torch.float32, device=device)
 
 
 def _groups(tensors: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> dict[int, list[int]]:

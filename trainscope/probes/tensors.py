@@ -6,20 +6,21 @@ Gradients are read before the step, since some optimizers overwrite them in it. 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from trainscope.probes.flat import same_bits
 from trainscope.probes.formulas import places_of
 from trainscope.probes.pending import ABSENT, NullWhere, Pending, absent
+from trainscope.probes.rows import Rows, Scratch
 from trainscope.probes.sampling import MEASURES as SAMPLED
-from trainscope.probes.sampling import StepSample, chunks_of
+from trainscope.probes.sampling import SAMPLE_ELEMENTS, StepSample, stride_of
 from trainscope.probes.stored import Stored
 
-GRADIENT = ("grad_norm", "grad_absmax", "nonfinite", "grad_zero_count", "nonzero_count")
-UPDATE = ("weight_norm", "weight_nonfinite", "update_norm", "lost_count", "distance_from_start")
+GRADIENT = ("grad_norm", "nonfinite", "nonzero_count", "grad_zero_count", "grad_absmax")
+WEIGHT = ("weight_norm", "weight_nonfinite")
+UPDATE = ("update_norm", "distance_from_start", "lost_count")
 STATE = ("state_m_norm", "state_v_max", "state_v_min")
 COUNTS = frozenset({"nonfinite", "grad_zero_count", "nonzero_count", "weight_nonfinite", "lost_count"})
 FROM_SECOND_MOMENT = ("state_v_max", "state_v_min", "eps_dominated_fraction", "g2_over_v")
@@ -29,136 +30,222 @@ class TensorsProbe:
     """Call `before_step` right before the optimizer's step (gradients unscaled and clipped), `after_step` right after.
 
     Keeps a copy of every tensor as it was when the probe was made (θ₀), and from one call to the other a copy of every
-    tensor and of the counts of its gradient.
+    tensor and of where its gradient is zero. Where all that would take more than `memory_bytes`, it is a fixed sample
+    of each tensor's elements, from which `update_norm`, `distance_from_start` and `lost_count` are estimated.
     """
 
-    def __init__(self, params: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, params: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, *, memory_bytes: int = 2**30
+    ) -> None:
         self._names = list(params)
         self._tensors = list(params.values())
         self._optimizer = optimizer
-        # An empty tensor has no largest element; it stays at zero in every measure.
-        self._chunks = chunks_of({index: tensor for index, tensor in enumerate(self._tensors) if tensor.numel()})
-        self._start = [chunk.gather(self._tensors) for chunk in self._chunks]
-        self._sample = StepSample(self._tensors, optimizer)
+        kinds = [(tensor.dtype, tensor.device) for tensor in self._tensors]
+        sizes = [tensor.numel() for tensor in self._tensors]
+        self._sizes = torch.tensor(sizes, dtype=torch.float64, device=self._tensors[0].device)
+        self._rows = Rows(sizes, kinds)
+        self._strides = strides_within(self._tensors, memory_bytes)
+        kept = [-(-size // stride) for size, stride in zip(sizes, self._strides, strict=True)]
+        self._keeps_all = kept == sizes
+        self._kept = self._rows if self._keeps_all else Rows(kept, kinds)
+        # An empty tensor is at zero in every measure.
+        self._scale = self._sizes / torch.tensor(kept, dtype=torch.float64, device=self._sizes.device).clamp_min(1)
+        weights = self._sampled(self._weights())
+        self._start = [chunk.gather(weights) for chunk in self._kept.chunks]
+        self._step_sample = StepSample(self._tensors, optimizer)
         self._first, self._second = places_of(optimizer, "m"), places_of(optimizer, "v")
         self._before: list[Tensor] = []
-        self._nonzero: list[Tensor | None] = []
+        self._nonzero: list[Tensor] = []
         self._gradient = torch.empty(0)
-        self._has_grad: list[bool] = []
+        self._without: tuple[list[bool], Tensor] | None = None
+        self._stated: tuple[list[int], Rows] | None = None
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Columns that this optimizer gives nothing for, with the reason."""
+        """Columns that this optimizer gives nothing for or that are estimated, with the reason."""
         reasons: dict[str, str] = {}
         name = type(self._optimizer).__name__
         if not self._first:
             reasons["state_m_norm"] = f"{name} keeps no first moment"
         if not self._second:
             reasons.update(dict.fromkeys(FROM_SECOND_MOMENT, f"{name} keeps no second moment"))
-        if self._sample.reason:
-            reasons.update(dict.fromkeys(SAMPLED, self._sample.reason))
+        if self._step_sample.reason:
+            reasons.update(dict.fromkeys(SAMPLED, self._step_sample.reason))
+        share = self.share_of_elements
+        if share < 1:
+            reasons.update(dict.fromkeys(UPDATE, f"estimated from a fixed sample of {share:.1%} of the elements"))
         return reasons
+
+    @property
+    def share_of_elements(self) -> float:
+        """The share of the trained elements that copies are kept of."""
+        total = sum(tensor.numel() for tensor in self._tensors)
+        kept = sum(-(-t.numel() // stride) for t, stride in zip(self._tensors, self._strides, strict=True))
+        return kept / total if total else 1.0
 
     @torch.no_grad()
     def before_step(self) -> None:
         """Measure the gradients and copy the weights."""
         grads = [tensor.grad for tensor in self._tensors]
-        self._has_grad = [grad is not None for grad in grads]
-        filled = [
-            torch.zeros_like(tensor) if grad is None else grad
-            for tensor, grad in zip(self._tensors, grads, strict=True)
-        ]
-        self._gradient = self._zeros(len(GRADIENT))
-        self._before, self._nonzero = [], []
-        for chunk in self._chunks:
-            grad = chunk.gather(filled)
-            nonzero = grad != 0  # NaN is not zero
-            nonzeros = chunk.counts(nonzero)
-            zeros = torch.tensor(chunk.sizes, dtype=torch.float64, device=grad.device) - nonzeros
-            largest = torch.nan_to_num(chunk.norms(grad, math.inf), nan=math.inf, posinf=math.inf)
-            nonfinite = chunk.counts(~torch.isfinite(grad))
-            self._put(self._gradient, chunk.indices, [chunk.norms(grad), largest, nonfinite, zeros, nonzeros])
-            self._before.append(chunk.gather(self._tensors))
-            self._nonzero.append(_unless_all(nonzero))
-        self._sample.before_step(grads)
+        flat = _flat_or_zero(grads, self._tensors)
+        sums, tops, scratch = self._rows.empty(3), self._rows.empty(1), Scratch()
+        self._nonzero = []
+        for chunk in self._rows.chunks:
+            grad = chunk.read(flat, scratch)
+            sums[0, chunk.rows], sums[1, chunk.rows] = scratch.squares(grad), scratch.count_nonfinite(grad)
+            tops[0, chunk.rows] = scratch.largest(grad)
+            sums[2, chunk.rows], nonzero = scratch.count_nonzero(grad)
+            if self._keeps_all:
+                self._nonzero.append(nonzero.bool())
+        total = self._rows.put_together(sums, "sum")
+        top = self._rows.put_together(tops, "max").nan_to_num_(nan=math.inf, posinf=math.inf)
+        self._gradient = torch.stack([total[0].sqrt(), total[1], total[2], self._sizes - total[2], top[0]])
+        for column in ("grad_norm", "grad_absmax"):
+            self._gradient[GRADIENT.index(column)].masked_fill_(self._missing(grads), ABSENT)
+        weights = self._sampled(self._weights())
+        self._before = [chunk.gather(weights) for chunk in self._kept.chunks]
+        if not self._keeps_all:
+            self._nonzero = [chunk.gather(self._sampled(flat)) != 0 for chunk in self._kept.chunks]
+        self._step_sample.before_step(grads)
 
     @torch.no_grad()
     def after_step(self, step: int) -> Pending:
         """Measure what the step changed."""
-        update = self._zeros(len(UPDATE))
-        for chunk, before, nonzero, start in zip(self._chunks, self._before, self._nonzero, self._start, strict=True):
-            now = chunk.gather(self._tensors)
-            wide = now.float()
-            same = same_bits(now, before)
-            rows = [
-                chunk.norms(wide),
-                chunk.counts(~torch.isfinite(now)),
-                chunk.norms(wide - before.float()),
-                chunk.counts(same if nonzero is None else nonzero & same),
-                chunk.norms(wide - start.float()),
-            ]
-            self._put(update, chunk.indices, rows)
+        weights, scratch = self._weights(), Scratch()
+        whole, changed = self._rows.empty(len(WEIGHT)), self._kept.empty(len(UPDATE))
+        for number, chunk in enumerate(self._rows.chunks):
+            now = chunk.read(weights, scratch)
+            whole[0, chunk.rows], whole[1, chunk.rows] = scratch.squares(now), scratch.count_nonfinite(now)
+            if self._keeps_all:
+                self._compare(number, now, changed[:, chunk.rows], scratch)
+        if not self._keeps_all:
+            sample = self._sampled(weights)
+            for number, chunk in enumerate(self._kept.chunks):
+                self._compare(number, chunk.gather(sample, into=scratch), changed[:, chunk.rows], scratch)
         self._before, self._nonzero = [], []
-        values = torch.cat([self._gradient, update, self._state(), self._sample.measure()])
-        has_grad = torch.tensor(self._has_grad, dtype=torch.float64, device=values.device)
+        weight = self._rows.put_together(whole, "sum")
+        weight[0].sqrt_()
+        update = self._kept.put_together(changed, "sum") * self._scale
+        update[:2].sqrt_()
+        # Of a sample it is an estimate.
+        update[2] = update[2].round().minimum(self._gradient[GRADIENT.index("nonzero_count")])
         return Pending(
             table="tensors",
             step=step,
             keys={"param": list(self._names)},
-            columns=(*GRADIENT, *UPDATE, *STATE, *SAMPLED),
-            values=self._without_gradient(values, has_grad),
+            columns=(*GRADIENT, *WEIGHT, *UPDATE, *STATE, *SAMPLED),
+            values=torch.cat([self._gradient, weight, update, self._state(), self._step_sample.measure()]),
             integers=COUNTS,
             null_where=NULL_WHERE,
         )
 
-    def _without_gradient(self, values: Tensor, has_grad: Tensor) -> Tensor:
-        """Mark the gradient's norms of tensors that have none."""
-        rows = torch.tensor([GRADIENT.index("grad_norm"), GRADIENT.index("grad_absmax")], device=values.device)
-        values[rows] = torch.where(has_grad.bool(), values[rows], ABSENT)
-        return values
+    def _compare(self, number: int, now: Tensor, changed: Tensor, scratch: Scratch) -> None:
+        """A chunk of the weights beside what was kept of it: `changed` is [UPDATE, rows]."""
+        before, nonzero = self._before[number], self._nonzero[number]
+        changed[0] = scratch.squares_of_difference(now, before)
+        changed[1] = scratch.squares_of_difference(now, self._start[number])
+        changed[2] = scratch.count_same(now, before, nonzero)
 
     def _state(self) -> Tensor:
         """Norm of the first moment, range of the second; ABSENT where the optimizer keeps none."""
-        result = torch.full_like(self._zeros(len(STATE)), ABSENT)
-        for chunk in self._chunks:  # moments that are stored in eight bits are float32 one chunk at a time
-            first = self._moments(self._first, chunk.indices)
-            if first:
-                norms = torch._foreach_norm(list(first.values()), 2, dtype=torch.float32)
-                self._put(result[:1], tuple(first), [torch.stack(list(norms)).double()])
-            second = self._moments(self._second, chunk.indices)
-            if second:
-                ranges = [torch.stack(torch.aminmax(moment)).double() for moment in second.values()]
-                lowest, highest = torch.stack(ranges).unbind(1)
-                self._put(result[1:], tuple(second), [highest, lowest])
+        norms = self._of_moment(self._first, ((Scratch().squares, "sum", 0.0),))
+        norms = torch.where(norms == ABSENT, norms, norms.clamp_min(0).sqrt())
+        ranges = self._of_moment(
+            self._second,
+            ((lambda rows: rows.amax(dim=1), "max", -math.inf), (lambda rows: rows.amin(dim=1), "min", math.inf)),
+        )
+        return torch.cat([norms, ranges])
+
+    def _of_moment(
+        self, places: tuple[Stored, ...], measures: Sequence[tuple[Callable[[Tensor], Tensor], str, float]]
+    ) -> Tensor:
+        """Measures of a moment's rows, put together, float64 [measures, tensors]; each with how, and its padding."""
+        moments = _Moments(self._optimizer, self._tensors, places)
+        present = moments.sizes()
+        result = torch.full(
+            (len(measures), len(self._tensors)), ABSENT, dtype=torch.float64, device=self._tensors[0].device
+        )
+        if not any(present):
+            return result
+        layout = self._layout(present)
+        measured = layout.empty(len(measures))
+        scratch = Scratch()
+        for chunk in layout.chunks:
+            for number, (measure, _, padding) in enumerate(measures):
+                measured[number, chunk.rows] = measure(chunk.read(moments, scratch, padded_with=padding))
+        for number, (_, how, _) in enumerate(measures):
+            result[number] = layout.put_together(measured[number : number + 1], how, absent=ABSENT)[0]
         return result
 
-    def _moments(self, places: tuple[Stored, ...], indices: tuple[int, ...]) -> dict[int, Tensor]:
-        """A moment of those tensors that have it, flat, from the first place that holds it."""
-        found: dict[int, Tensor] = {}
-        for index in indices:
-            state = self._optimizer.state.get(self._tensors[index], {})
-            for place in places:
-                moment = place.read(state, self._tensors[index].device)
-                if moment is not None:
-                    found[index] = moment
-                    break
-        return found
+    def _missing(self, grads: Sequence[Tensor | None]) -> Tensor:
+        """Where there is no gradient: bool [tensors]. Seldom another than the step before, and kept on the device."""
+        missing = [grad is None for grad in grads]
+        if self._without is None or self._without[0] != missing:
+            self._without = missing, torch.tensor(missing, device=self._sizes.device)
+        return self._without[1]
 
-    def _zeros(self, rows: int) -> Tensor:
-        return torch.zeros((rows, len(self._tensors)), dtype=torch.float64, device=self._tensors[0].device)
+    def _layout(self, sizes: list[int]) -> Rows:
+        """The rows of what an optimizer has made of its state; seldom another than the step before."""
+        if self._stated is None or self._stated[0] != sizes:
+            kinds = [(tensor.dtype, tensor.device) for tensor in self._tensors]
+            self._stated = sizes, Rows(sizes, kinds)
+        return self._stated[1]
 
-    @staticmethod
-    def _put(target: Tensor, indices: tuple[int, ...], rows: list[Tensor]) -> None:
-        columns = torch.tensor(indices, device=target.device)
-        target[:, columns] = torch.stack([row.to(target.device) for row in rows])
+    def _weights(self) -> list[Tensor]:
+        """The tensors, one-dimensional."""
+        return [tensor.detach().reshape(-1) for tensor in self._tensors]
+
+    def _sampled(self, flat: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What copies are kept of."""
+        if self._keeps_all:
+            return flat
+        return [tensor[::stride] for tensor, stride in zip(flat, self._strides, strict=True)]
 
 
-def _unless_all(mask: Tensor) -> Tensor | None:
-    """The mask, or None where all of it is True: a quarter of a copy of the weights less to keep.
+class _Moments(Sequence[Tensor]):
+    """A moment of those tensors that have it, from the first place that holds it.
 
-    On an accelerator it is kept: to look at it would wait for all that is still to be computed there.
+    What is stored in eight bits is made float32 a tensor at a time.
     """
-    return None if mask.device.type == "cpu" and bool(mask.all()) else mask
+
+    def __init__(self, optimizer: torch.optim.Optimizer, tensors: Sequence[Tensor], places: tuple[Stored, ...]) -> None:
+        self._tensors = tensors
+        self._states = [optimizer.state.get(tensor, {}) for tensor in tensors]
+        self._places = [next((p for p in places if isinstance(s.get(p.key), Tensor)), None) for s in self._states]
+        self._latest: tuple[int, Tensor] | None = None
+
+    def sizes(self) -> list[int]:
+        return [0 if place is None else t.numel() for t, place in zip(self._tensors, self._places, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]  # slices are not asked for
+        if self._latest is None or self._latest[0] != index:
+            place = self._places[index]
+            assert place is not None  # noqa: S101  a tensor without has no rows
+            found = place.read(self._states[index], self._tensors[index].device)
+            assert found is not None  # noqa: S101
+            self._latest = index, found
+        return self._latest[1]
+
+
+def strides_within(tensors: Sequence[Tensor], memory_bytes: int) -> list[int]:
+    """The distance of the elements that are kept of each tensor: 1, all of them, if there is room for that."""
+    # The weights at the start and before the step, and where the gradient was zero.
+    needed = sum(tensor.numel() * (2 * tensor.element_size() + 1) for tensor in tensors)
+    if needed <= memory_bytes:
+        return [1] * len(tensors)
+    share = memory_bytes / needed
+    return [stride_of(t.numel(), max(SAMPLE_ELEMENTS, int(t.numel() * share))) for t in tensors]
+
+
+def _flat_or_zero(grads: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients, one-dimensional; zeros where there is none."""
+    return [
+        tensor.new_zeros(tensor.numel()) if grad is None else grad.detach().reshape(-1)
+        for grad, tensor in zip(grads, tensors, strict=True)
+    ]
 
 
 NULL_WHERE: NullWhere = {

@@ -110,14 +110,19 @@ TABLES: dict[str, Table] = {
             Column("weight_nonfinite", INT, "non-finite elements of θ after the step", "elements"),
             Column("grad_zero_count", INT, "elements with g = 0", "elements"),
             Column("nonzero_count", INT, "elements with g ≠ 0", "elements"),
-            Column("lost_count", INT, "elements with g ≠ 0 whose θ did not change by one bit", "elements"),
-            Column("update_norm", SMALL_REAL, "‖θₜ₊₁ − θₜ‖₂ of the stored values"),
+            Column(
+                "lost_count",
+                INT,
+                "elements with g ≠ 0 whose θ did not change by one bit; estimated where `coverage` says so",
+                "elements",
+            ),
+            Column("update_norm", SMALL_REAL, "‖θₜ₊₁ − θₜ‖₂ of the stored values; estimated where `coverage` says so"),
             Column(
                 "intended_norm", SMALL_REAL, "‖Δ‖₂, estimated from sampled elements; NULL where Δ cannot be recomputed"
             ),
             Column("applied_norm", SMALL_REAL, "‖θₜ₊₁ − θₜ‖₂, estimated from the sampled elements"),
             Column("delivered", SMALL_REAL, "⟨θₜ₊₁ − θₜ, Δ⟩ / ‖Δ‖² on sampled elements; NULL where Δ = 0 or unknown"),
-            Column("distance_from_start", SMALL_REAL, "‖θ − θ₀‖₂ after the step"),
+            Column("distance_from_start", SMALL_REAL, "‖θ − θ₀‖₂ after the step; estimated where `coverage` says so"),
             Column("state_m_norm", SMALL_REAL, "‖m‖₂ of the first moment"),
             Column("state_v_max", SMALL_REAL, "largest element of the second moment"),
             Column("state_v_min", SMALL_REAL, "smallest element of the second moment"),
@@ -323,7 +328,7 @@ TABLES: dict[str, Table] = {
             SEGMENT,
             Column("key", TEXT, "dotted key"),
             Column("value", TEXT, "text as it is, everything else as JSON"),
-            Column("origin", TEXT, "default, file, cli or derived"),
+            Column("origin", TEXT, "default, file, cli or derived; of a watched training observed or given"),
         ),
         _table(
             "env",

@@ -146,6 +146,11 @@ def recorded(seen: Seen) -> set[str]:
     return {table for table in ("tensors", "adapters", "batches") if seen.column(table, "step")}
 
 
+def estimated(seen: Seen) -> set[str]:
+    """Columns that are measured on a sample."""
+    return {column for column, reason in seen.column("coverage", "column", "reason") if "sample" in (reason or "")}
+
+
 # ---- [audit]
 
 
@@ -340,6 +345,9 @@ CASES: dict[str, Case | Own] = {
         2, looks, lambda before, after: (before, after) == ([1, 2, 3, 4], [2, 4]), base={"train.steps": 4}
     ),
     "probes.budget": probes_budget,
+    "probes.memory_mb": Case(
+        1, estimated, lambda before, after: not before and "lost_count" in after, base={"train.method": "finetune"}
+    ),
     "probes.tables": Case(
         ["adapters"],
         recorded,

@@ -23,6 +23,10 @@ def norm(x: np.ndarray) -> float:
     return math.sqrt(math.fsum(x * x)) if np.isfinite(x).all() else float(np.sqrt(np.sum(x * x)))
 
 
+def largest(x: np.ndarray) -> float:
+    return float(np.abs(x).max(initial=0)) if np.isfinite(x).all() else math.inf
+
+
 def update_row(before: Tensor, after: Tensor, start: Tensor, grad: Tensor | None) -> dict[str, Any]:
     """The columns of `tensors` that need no optimizer."""
     g = np.zeros(before.numel()) if grad is None else wide(grad)
@@ -33,7 +37,9 @@ def update_row(before: Tensor, after: Tensor, start: Tensor, grad: Tensor | None
         "update_norm": norm(wide(after) - wide(before)),
         "distance_from_start": norm(wide(after) - wide(start)),
         "grad_norm": None if grad is None else norm(g),
-        "grad_absmax": None if grad is None else (float(np.abs(g).max()) if np.isfinite(g).all() else math.inf),
+        "grad_absmax": None
+        if grad is None
+        else (float(np.abs(g).max(initial=0)) if np.isfinite(g).all() else math.inf),
         "nonfinite": int((~np.isfinite(g)).sum()),
         "grad_zero_count": int((g == 0).sum()),
         "nonzero_count": int((g != 0).sum()),

@@ -99,7 +99,7 @@ def set_grads(params: Params, seed: int, *, scale: float = 0.1) -> None:
 
 def rows_of(pending: Any) -> list[dict[str, Any]]:
     [record] = collect([pending])
-    columns = record.columns
+    columns = {name: np.ma.asanyarray(values).tolist() for name, values in record.columns.items()}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

@@ -38,7 +38,7 @@ def dadapt_adam(before: Before, group: Mapping[str, Any], after: Mapping[str, An
     beta1, beta2 = group["betas"]
     k, decay, decoupled = group["k"], group["weight_decay"], group["decouple"]
     correction = (1 - beta2 ** (k + 1)) ** 0.5 / (1 - beta1 ** (k + 1)) if group.get("use_bias_correction") else 1.0
-    dlr = float(group["d"]) * group["lr"] * correction
+    dlr = group["d"] * group["lr"] * correction
     grad = before.grad if decoupled else before.grad + decay * before.theta
     m = beta1 * before.state["m"] + group.get("layer_scale", 1.0) * dlr * (1 - beta1) * grad
     v = beta2 * before.state["v"] + (1 - beta2) * grad**2
@@ -57,7 +57,7 @@ def dadapt_adan(before: Before, group: Mapping[str, Any], after: Mapping[str, An
     """
     del after
     beta1, beta2, beta3 = group["betas"]
-    dlr = float(group["d"]) * group["lr"]
+    dlr = group["d"] * group["lr"]
     change = torch.where(before.step == 0, 0.0, before.grad - before.state["pre"])
     m = beta1 * before.state["m"] + dlr * (1 - beta1) * before.grad
     c = beta2 * before.state["c"] + dlr * (1 - beta2) * change
@@ -74,7 +74,7 @@ def dadapt_lion(before: Before, group: Mapping[str, Any], after: Mapping[str, An
     """D-Adaptation on Lion (dadaptation 3.2): its moment carries d·lr, and the gradient beside it does not."""
     del after
     beta1, _ = group["betas"]
-    dlr = float(group["d"]) * group["lr"]
+    dlr = group["d"] * group["lr"]
     direction = (beta1 * before.state["m"] + (1 - beta1) * before.grad).sign()
     return Intended(delta=-dlr * (group["weight_decay"] * before.theta + direction), v_hat=None)
 
@@ -83,7 +83,7 @@ def dadapt_adagrad(before: Before, group: Mapping[str, Any], after: Mapping[str,
     """D-Adaptation on AdaGrad (arXiv 2301.07733; dadaptation 3.2): from the first weights along all gradients' sum."""
     del after
     grad = before.grad + group["weight_decay"] * before.theta
-    total = before.state["sum"] + float(group["d"]) * group["lr"] * grad
+    total = before.state["sum"] + group["d"] * group["lr"] * grad
     denominator = (before.state["squares"] + grad**2).sqrt() + group["eps"]
     return _towards(total / denominator, before, group)
 
@@ -91,7 +91,7 @@ def dadapt_adagrad(before: Before, group: Mapping[str, Any], after: Mapping[str,
 def dadapt_sgd(before: Before, group: Mapping[str, Any], after: Mapping[str, Any]) -> Intended:
     """D-Adaptation on SGD (arXiv 2301.07733; dadaptation 3.2), relative to the first gradient's norm."""
     grad = before.grad + group["weight_decay"] * before.theta
-    dlr = float(group["d"]) * group["lr"] / after["g0_norm"]
+    dlr = group["d"] * group["lr"] / after["g0_norm"]
     return _towards(before.state["sum"] + dlr * grad, before, group)
 
 
