@@ -22,10 +22,13 @@ SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
 
 @dataclass(frozen=True)
 class Record:
-    """Rows for one table of the run log, column by column; every list has the same length."""
+    """Rows for one table of the run log, column by column: lists or numpy arrays of the same length.
+
+    NULL is None in a list, and masked in an array.
+    """
 
     table: str
-    columns: dict[str, list[Any]]
+    columns: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def test_killed_while_it_saves_and_while_it_trains(start: Start) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(10))
 def test_killed_at_random_moments(seed: int, start: Start) -> None:
     rng = random.Random(seed)
     running = start("--set", "checkpoint.every_steps=30", "--set", "ema.enabled=true")

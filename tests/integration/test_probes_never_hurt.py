@@ -1,11 +1,9 @@
-"""A probe that fails costs its table and nothing else; a disk that fails ends the training in words."""
+"""A probe that fails costs its table and nothing else."""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integration.commands import ENVIRONMENT, config_text, settings, trainscope
+from tests.integration.commands import trainscope
 from tests.integration.test_bit_identity import METHODS, STEPS, Capture, assert_same, everything, finished
 from trainscope.errors import TrainingError
 from trainscope.probes.adapters import AdaptersProbe
@@ -23,9 +21,7 @@ from trainscope.probes.params import ParamsProbe
 from trainscope.probes.pending import Pending
 from trainscope.probes.tensors import TensorsProbe
 from trainscope.proof.runs import RunSpec
-from trainscope.runlog import writer as writer_module
 from trainscope.runlog.reader import Run, read_run
-from trainscope.trainer import train as train_module
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.session import Session
 from trainscope.trainer.train import train
@@ -151,99 +147,7 @@ def test_an_audit_says_why_a_table_is_not_there(tmp_path: Path, monkeypatch: pyt
     assert "a bug in the probe" in rules["PREC001"]["reason"]
 
 
-# ---- the disk
-
-
-class _Disk:
-    """A disk that is full from some write on."""
-
-    def __init__(self, writes: int) -> None:
-        self.left = writes
-        self.real = writer_module.write_atomically
-
-    def __call__(self, path: Path, data: bytes) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        self.real(path, data)
-
-
-@pytest.mark.parametrize("writes", [0, 2, 12])
-def test_a_log_that_cannot_be_written(writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The training ends, says why and what to do, and what was flushed before reads."""
-    monkeypatch.setattr(writer_module, "write_atomically", _Disk(writes))
-    with pytest.raises(TrainingError, match="No space left on device") as caught:
-        finished(tmp_path / "run", **CHANGES, **{"checkpoint.every_steps": 2})
-    assert caught.value.exit_code == 2
-    assert "free disk space" in (caught.value.hint or "")
-    run = read_run(tmp_path / "run")
-    assert run.status == "crashed"
-    assert sum(data.count_rows() > 0 for data in run.datasets.values()) >= min(writes, 1)
-    assert trainscope("audit", tmp_path / "run", "--fail-on", "never").code == 0
-
-
-def test_a_log_that_can_be_written_again_has_lost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that was full for a moment: the crash is recorded with all the rows that waited."""
-    disk = _Disk(10**6)
-    monkeypatch.setattr(writer_module, "write_atomically", disk)
-
-    class FullAtStep4(Callback):
-        def after_step(self, session: Session) -> None:
-            disk.left = 0 if session.step == 4 else disk.left
-
-        def on_event(self, kind: str, detail: dict[str, Any]) -> None:
-            pass
-
-    real_record_crash = train_module.record_crash
-
-    def record_crash(*args: Any) -> None:
-        disk.left = 10**6
-        real_record_crash(*args)
-
-    monkeypatch.setattr(train_module, "record_crash", record_crash)
-    spec = RunSpec({**METHODS["lora"], "train.steps": STEPS, "eval.every_steps": 0, "checkpoint.every_steps": 4})
-    with pytest.raises(TrainingError, match="at step 5"):
-        train(spec.resolved(), out=tmp_path / "run", callbacks=[FullAtStep4()])
-    run = read_run(tmp_path / "run")
-    assert run.info["status"] == "crashed"
-    assert run.datasets["steps"].to_table()["step"].to_pylist() == [1, 2, 3, 4]
-    events = {event["kind"]: json.loads(event["detail"]) for event in run.datasets["events"].to_table().to_pylist()}
-    assert "No space left" in events["crash"]["message"]
-
-
-LIMITED = """
-import resource, sys
-limit = int(sys.argv.pop(1))
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-from trainscope.cli import main
-main()
-"""
-
-
-@pytest.mark.parametrize(
-    ("limit", "says"), [(1_000, "error: at step 1: "), (200_000, "error: the checkpoint of step 4 cannot be written: ")]
-)
-def test_files_that_cannot_grow(limit: int, says: str, tmp_path: Path) -> None:
-    """A real limit of the system instead of a full disk: Parquet, safetensors and torch each fail in their own way."""
-    import subprocess
-
-    (tmp_path / "cfg.toml").write_text(config_text(), encoding="utf-8")
-    options = settings("train.method=finetune", "sample.every_steps=0", "eval.every_steps=0", "run.device=cpu")
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(limit), "run", "cfg.toml", "--out", "mine", *options],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(says)
-    assert "too large" in done.stderr.splitlines()[0]
-    assert read_run(tmp_path / "mine").status == "crashed"
-    assert not list((tmp_path / "mine").rglob("*.tmp"))
+# ---- memory
 
 
 def test_no_memory(tmp_path: Path) -> None:

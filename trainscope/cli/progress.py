@@ -78,6 +78,11 @@ class ProgressDisplay(Callback):
             self._say(f"warning: the {detail['what']} is not finite from step {detail['first_step']} on")
         elif kind == "probe_failed":
             self._say(f"warning: {detail['table']} is not recorded any more: {detail['reason']}")
+        elif kind == "log_failed":
+            self._say(f"warning: the log cannot be written: {detail['message']}; the training goes on")
+        elif kind == "log_gap":
+            rows = sum(lost["rows"] for lost in detail["lost"].values())
+            self._say(f"warning: {detail['message']}; {rows or 'no'} rows are missing")
         elif kind in ("warning", "fallback"):
             self._say(f"warning: {detail['message']}")
 

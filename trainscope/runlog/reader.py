@@ -6,16 +6,16 @@ Knows nothing of rules or reports; never imports torch.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from trainscope.errors import RunError
+from trainscope.runlog.frames import Frames
+from trainscope.runlog.opened import open_table
 from trainscope.runlog.rundir import RunDir
 from trainscope.runlog.tables import TABLES
 
@@ -30,11 +30,23 @@ class Run:
     directory: RunDir
     info: dict[str, Any]
     status: str
+    _opened: dict[str, ds.Dataset] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @cached_property
+    @property
+    def tables(self) -> Frames:
+        """Every table as a pandas frame: `run.tables["tensors"]` is the surviving history, `"tensors_all"` all rows."""
+        return Frames(self.dataset, self.segment_starts)
+
+    @property
     def datasets(self) -> dict[str, ds.Dataset]:
         """Every table with all its raw rows; one that was never written is empty."""
-        return {name: _open_table(self.directory, name) for name in TABLES}
+        return {name: self.dataset(name) for name in TABLES}
+
+    def dataset(self, name: str) -> ds.Dataset:
+        """One of them, as it is when it is first asked for. Raises `RunError` if a file of it is damaged."""
+        if name not in self._opened:
+            self._opened[name] = open_table(self.directory, name)
+        return self._opened[name]
 
     @property
     def segment_starts(self) -> list[int]:
@@ -59,7 +71,7 @@ class Run:
 
     def last_step(self) -> int:
         """The last step of the log; 0 if it has none."""
-        column = self.datasets["steps"].to_table(columns=["step"])["step"]
+        column = self.dataset("steps").to_table(columns=["step"])["step"]
         return int(pc.max(column).as_py() or 0) if len(column) else 0
 
     @cached_property
@@ -91,7 +103,10 @@ class Run:
 
 
 def read_run(path: Path | str) -> Run:
-    """Open a run directory. Raises `RunError` if it is none, is damaged, or has a newer format."""
+    """Open a run directory. Raises `RunError` if it is none, is damaged, or has a newer format.
+
+    `read_run(path).tables["tensors"]` is a pandas frame.
+    """
     directory = RunDir(Path(path))
     info = directory.read()
     return Run(directory=directory, info=info, status=directory.status())
@@ -104,43 +119,3 @@ def _is_resolved(found: Any) -> bool:
     return isinstance(rows, list) and all(
         isinstance(row, dict) and isinstance(row.get("key"), str) and {"value", "origin"} <= row.keys() for row in rows
     )
-
-
-def _open_table(run: RunDir, name: str) -> ds.Dataset:
-    import pyarrow.dataset as ds  # imports pandas where there is one: a third of a second that only reading needs
-
-    schema, folder = TABLES[name].schema, run.log / name
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is damaged: it is a file, and a table is a folder of Parquet files")
-    files = sorted(folder.glob("s*.parquet"))
-    for file in files:
-        _check_file(file, schema)
-    if not files:
-        return ds.dataset(schema.empty_table())
-    return ds.dataset(files, schema=schema, format="parquet")
-
-
-def _check_file(file: Path, schema: pa.Schema) -> None:
-    """A renamed file was whole when it was written: one that does not read now was damaged since."""
-    try:
-        # Without the checksums, every third flipped bit would be read as another number.
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            found = parquet.schema_arrow
-            rows = sum(_valid_rows(batch) for batch in parquet.iter_batches())
-            if rows != parquet.metadata.num_rows:
-                raise ValueError(f"it has {rows} rows instead of {parquet.metadata.num_rows}")
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise RunError(f"{file} is damaged: {_first_line(error)}", hint="restore the file, or move it away") from error
-    for field in found:
-        if field.name in schema.names and not field.type.equals(schema.field(field.name).type):
-            raise RunError(f"{file} is damaged: {field.name} is {field.type}, not {schema.field(field.name).type}")
-
-
-def _valid_rows(batch: pa.RecordBatch) -> int:
-    """The rows of a batch whose columns are whole: pyarrow hands out some that are not."""
-    batch.validate(full=True)
-    return int(batch.num_rows)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

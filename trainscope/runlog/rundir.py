@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import socket
 import uuid
 from collections.abc import Iterator
@@ -24,34 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from trainscope.errors import RunError
+from trainscope.runlog.durable import make_folders, sync_folder, write_atomically
 
 RUN_FORMAT = 1
 STATUSES = ("running", "completed", "crashed", "interrupted")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, fsync, rename: after a crash the old file or the new one is there, never a part."""
-    # Not by the process alone: those of two machines that share a disk may have the same number.
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename durable: the directory entry is data of the folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -153,10 +128,11 @@ def create_run(folder_of_runs: Path, name: str, *, out: Path | None = None, pare
         if out is not None:
             folder = _claim(out)
         else:
-            folder_of_runs.mkdir(parents=True, exist_ok=True)
+            make_folders(folder_of_runs)
             folder = _first_free(folder_of_runs, f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
         for sub in ("segments", "log", "checkpoints", "samples"):
             (folder / sub).mkdir()
+        sync_folder(folder.parent)
         (folder / ".lock").touch()
         write_json(
             folder / "run.json",
@@ -180,7 +156,7 @@ def create_run(folder_of_runs: Path, name: str, *, out: Path | None = None, pare
 
 def _claim(folder: Path) -> Path:
     """Take `folder` for a run: it must be new, or empty. Of two runs that find it empty, one makes the first entry."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(folder.parent)
     try:
         folder.mkdir()
     except FileExistsError:

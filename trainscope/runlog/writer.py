@@ -1,29 +1,37 @@
-"""The crash-safe writer: rows go to buffers, buffers to whole Parquet files.
+"""The crash-safe writer: rows go to a bounded memory, and from there to whole Parquet files, in the background.
 
 A file is written beside, fsynced and renamed, so that a run killed at any instant leaves every flushed row readable.
-Knows neither what the rows mean nor who measured them; never imports torch.
+Where rows are added, no disk, however full or slow, is waited for or raises. Knows neither what the rows mean nor who
+measured them; never imports torch.
 """
 
 from __future__ import annotations
 
-import time
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from trainscope.runlog.rundir import RunDir, write_atomically
-from trainscope.runlog.tables import TABLES
+from trainscope.runlog.background import Background, News
+from trainscope.runlog.backlog import Backlog
+from trainscope.runlog.durable import make_folder, write_atomically
+from trainscope.runlog.encode import Encoder, Rows, rows_of, warm_up
+from trainscope.runlog.rundir import RunDir
 from trainscope.schema import Record
 
-FLUSH_ROWS = 100_000
-"""Rows of one table that are buffered at most."""
+__all__ = ["News", "RecordError", "RunWriter"]
+
 FLUSH_SECONDS = 10.0
-"""Seconds after which buffered rows are written."""
+"""Seconds after which a row is on disk, at the latest, where the disk keeps up."""
+FULL_BYTES = 32 * 2**20
+"""Bytes of waiting rows that are written before that."""
+LIMIT_BYTES = 128 * 2**20
+"""Bytes of waiting rows that are kept at most, where the disk does not keep up."""
+WAIT_SECONDS = 30.0
+"""How long a flush waits for a disk that does not answer."""
 
 
 class RecordError(ValueError):
-    """Buffered rows were not what their table's columns hold, and are lost; `reasons` has the tables."""
+    """Rows were not what their table's columns hold, and are lost; `reasons` has the tables."""
 
     def __init__(self, reasons: dict[str, str]) -> None:
         super().__init__("; ".join(f"table {table}: {reason}" for table, reason in reasons.items()))
@@ -31,7 +39,7 @@ class RecordError(ValueError):
 
 
 class RunWriter:
-    """Appends rows to the tables of one segment and rank. Not for several threads."""
+    """Appends rows to the tables of one segment and rank."""
 
     def __init__(
         self,
@@ -39,84 +47,86 @@ class RunWriter:
         *,
         segment: int = 0,
         rank: int = 0,
-        flush_rows: int = FLUSH_ROWS,
         flush_seconds: float = FLUSH_SECONDS,
+        full_bytes: int = FULL_BYTES,
+        limit_bytes: int = LIMIT_BYTES,
     ) -> None:
-        self._run = run
-        self._segment = segment
-        self._rank = rank
-        self._flush_rows = flush_rows
-        self._flush_seconds = flush_seconds
-        self._buffers: dict[str, dict[str, list[Any]]] = {}
-        self._files: dict[str, int] = {}
-        self._last_flush = time.monotonic()
+        warm_up()
+        files = _Files(run, segment, rank)
+        self._background = Background(
+            Backlog(limit_bytes), files.write, seconds=flush_seconds, full_bytes=min(full_bytes, limit_bytes // 2)
+        )
+        # Where nobody closes it: when it is forgotten, or when the interpreter ends.
+        self._finalizer = weakref.finalize(self, self._background.close, WAIT_SECONDS)
 
     def add(self, record: Record) -> None:
-        """Buffer a record. Columns that it lacks are NULL; `segment` and `rank` are filled in."""
-        columns = record.columns
-        count = len(next(iter(columns.values()), []))
-        if not count:
-            return
-        table = TABLES[record.table]
-        unknown = columns.keys() - {column.name for column in table.columns}
-        if unknown:
-            raise KeyError(f"table {record.table} has no column {', '.join(sorted(unknown))}")
-        if len({len(values) for values in columns.values()}) > 1:
-            raise ValueError(f"table {record.table}: the columns of a record have different lengths")
-        buffer = self._buffers.setdefault(record.table, {column.name: [] for column in table.columns})
-        for name, values in buffer.items():
-            if name in columns:
-                values.extend(columns[name])
-            elif name == "segment":
-                values.extend([self._segment] * count)
-            elif name == "rank":
-                values.extend([self._rank] * count)
-            else:
-                values.extend([None] * count)
-        if len(buffer[table.columns[0].name]) >= self._flush_rows:
-            self._write(record.table)
+        """Keep a record until it is written. Columns that it lacks are NULL; `segment` and `rank` are filled in.
+
+        Never waits, and knows no `OSError`. Raises `KeyError` and `ValueError` if the columns are not the table's.
+        """
+        rows = rows_of(record)
+        if rows.count:
+            self._background.add(rows)
 
     def add_row(self, table: str, /, **values: Any) -> None:
-        """Buffer one row."""
+        """Keep one row."""
         self.add(Record(table, {name: [value] for name, value in values.items()}))
 
     def flush_if_due(self) -> None:
-        """Write everything buffered if the last time is long enough ago."""
-        if time.monotonic() - self._last_flush >= self._flush_seconds:
-            self.flush()
+        """See to it that the rows are being written in time; does not wait. Raises `RecordError`."""
+        self._background.wake()
+        self._raise_rejected()
 
-    def flush(self) -> None:
-        """Write everything buffered.
+    def flush(self, timeout: float = WAIT_SECONDS) -> bool:
+        """Wait until every row is durable. False: not all are, and `news` says why; they will be tried again.
 
-        Raises `OSError` or `RecordError` when everything that can be written is. After an `OSError` nothing is lost.
+        Raises `RecordError` when everything that can be written is.
         """
-        reasons: dict[str, str] = {}
-        failure: OSError | None = None
-        for table in list(self._buffers):
-            try:
-                self._write(table)
-            except RecordError as error:
-                reasons |= error.reasons
-            except OSError as error:
-                failure = error
-        self._last_flush = time.monotonic()
-        if failure is not None:
-            raise failure
-        if reasons:
+        durable = self._background.flush(timeout)
+        self._raise_rejected()
+        return durable
+
+    def close(self, timeout: float = WAIT_SECONDS) -> bool:
+        """`flush` without its error, and the end of the thread. Rows that are added later start another."""
+        return self._background.close(timeout)
+
+    def news(self) -> Sequence[News]:
+        """What happened to the log since the last call: to be told by whoever owns it."""
+        return self._background.take_news()
+
+    def _raise_rejected(self) -> None:
+        if reasons := self._background.take_rejected():
             raise RecordError(reasons)
 
-    def _write(self, table: str) -> None:
-        try:
-            arrow = pa.table(self._buffers[table], schema=TABLES[table].schema)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            del self._buffers[table]
-            raise RecordError({table: str(error).partition("\n")[0]}) from error
-        sink = pa.BufferOutputStream()
-        pq.write_table(arrow, sink, compression="zstd", write_page_checksum=True)
+
+class _Files:
+    """The files of one segment and rank."""
+
+    def __init__(self, run: RunDir, segment: int, rank: int) -> None:
+        self._run = run
+        self._prefix = f"s{segment}-r{rank}"
+        self._encoder = Encoder({"segment": segment, "rank": rank})
+        self._next: dict[str, int] = {}
+        self._has_folder: set[str] = set()
+
+    def write(self, table: str, rows: list[Rows]) -> str:
+        """Make the rows durable; what is wrong with those that cannot be. `OSError`: none of them is."""
+        data, reason = self._encoder.encode(table, rows)
+        if data is not None:
+            number = self._next.get(table, 0)
+            try:
+                self._write(table, f"{self._prefix}-{number:06d}.parquet", memoryview(data))
+            except OSError:
+                self._has_folder.clear()  # it may be gone with all the others
+                raise
+            # Only now: after a write that failed, the rows come again and take the same name.
+            self._next[table] = number + 1
+        return reason
+
+    def _write(self, table: str, name: str, data: memoryview) -> None:
         folder = self._run.log / table
-        folder.mkdir(exist_ok=True)
-        number = self._files.get(table, 0)
-        write_atomically(folder / f"s{self._segment}-r{self._rank}-{number:06d}.parquet", sink.getvalue().to_pybytes())
-        # Only now: after a write that failed, the rows are still there for the next one.
-        self._files[table] = number + 1
-        del self._buffers[table]
+        if table not in self._has_folder:
+            make_folder(self._run.log)
+            make_folder(folder)
+            self._has_folder.add(table)
+        write_atomically(folder / name, data)

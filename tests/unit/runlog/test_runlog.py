@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -48,22 +43,6 @@ def test_every_table_is_there_even_if_nothing_was_written(tmp_path: Path) -> Non
     datasets = read_run(make(tmp_path).path).datasets
     assert set(datasets) == set(TABLES)
     assert all(dataset.count_rows() == 0 for dataset in datasets.values())
-
-
-def test_unknown_column_is_a_programming_error(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match="colour"):
-        RunWriter(make(tmp_path)).add(Record("steps", {"step": [1], "colour": ["red"]}))
-
-
-def test_rows_are_flushed_by_count_and_by_time(tmp_path: Path) -> None:
-    run = make(tmp_path)
-    writer = RunWriter(run, flush_rows=3, flush_seconds=0)
-    writer.add(Record("order", {"step": [1, 1, 1], "sample": [0, 1, 2]}))
-    assert read_run(run.path).datasets["order"].count_rows() == 3
-    writer.add(Record("order", {"step": [2], "sample": [0]}))
-    assert read_run(run.path).datasets["order"].count_rows() == 3
-    writer.flush_if_due()
-    assert read_run(run.path).datasets["order"].count_rows() == 4
 
 
 def test_leftover_temporary_files_are_ignored(tmp_path: Path) -> None:
@@ -135,38 +114,3 @@ def test_a_lock_holds_and_tells_a_running_from_a_crashed_run(tmp_path: Path) -> 
             pass
     run.update(status="completed")
     assert run.status() == "completed"
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from trainscope.runlog.rundir import RunDir
-from trainscope.runlog.writer import RunWriter
-from trainscope.schema import Record
-
-run = RunDir(Path(sys.argv[1]))
-writer = RunWriter(run)
-with run.lock():
-    for step in range(1, 10**6):
-        writer.add(Record("steps", {"step": [step] * 50, "loss": [step / 2] * 50}))
-        writer.flush()
-        print(step, flush=True)
-"""
-
-
-def test_every_flushed_row_survives_a_kill(tmp_path: Path) -> None:
-    """Killed at ten moments: what was flushed reads, whole and in order, and the run counts as crashed."""
-    for moment in range(10):
-        run = make(tmp_path)
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(run.path)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        for _ in range(3):
-            process.stdout.readline()
-        time.sleep(0.003 * moment)
-        os.kill(process.pid, signal.SIGKILL)
-        flushed = 3 + len(process.stdout.read().splitlines())
-        process.wait()
-        steps = read_run(run.path).datasets["steps"].to_table()["step"].to_pylist()
-        assert steps == [step for step in range(1, len(steps) // 50 + 1) for _ in range(50)]
-        assert flushed <= len(steps) / 50 <= flushed + 1
-        assert run.status() == "crashed"
