@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.optimization import get_scheduler
+from models import save_model
 
 from trainscope.proof.runs import RunSpec
 from trainscope.runlog.rundir import create_run
@@ -36,8 +36,6 @@ from trainscope.trainer.session import Session
 ROUNDS, BLOCK = 15, 6
 LEARNING_RATE = 1e-4
 SHAPES = Path(__file__).parents[1] / "examples" / "shapes"
-MIDDLE = {"block_out_channels": (64, 128), "norm_num_groups": 16, "attention_head_dim": 4, "layers_per_block": 1}
-"""Of a UNet of four million weights, otherwise like the tiny one."""
 
 
 @dataclass
@@ -128,17 +126,6 @@ def measure(changes: dict[str, Any], folder: Path) -> tuple[list[float], list[fl
     return sides[0].seconds[2:], sides[1].seconds[2:]
 
 
-def save_middle_model(folder: Path) -> Path:
-    """A diffusers folder whose UNet has about four million weights, random ones."""
-    from trainscope.trainer.models.save import save_pipeline
-
-    components = load_components("tiny:sd15", base_dir=Path())
-    config = {**components.unet.config, **MIDDLE}
-    components.unet = UNet2DConditionModel.from_config(config)
-    save_pipeline(folder, components)
-    return folder
-
-
 FIRST = {
     "trainscope": """
 from trainscope.proof.runs import RunSpec
@@ -195,7 +182,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{'':34}{'trainscope':>12}{'by hand':>10}{'ratio':>8}   spread of the ratio")
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-        models = {"tiny UNet": "tiny:sd15", "4 M UNet": str(save_middle_model(Path(folder) / "model"))}
+        models = {"tiny UNet": "tiny:sd15", "4 M UNet": str(save_model("4 M", Path(folder) / "model"))}
         for model, base in models.items():
             for method in ("lora", "finetune"):
                 for batch in (1, 4):

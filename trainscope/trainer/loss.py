@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,18 +21,18 @@ SNR_CAP = 1000.0
 """Of debiased estimation, where 1/√SNR would make the least noisy timesteps vanish (kohya-ss/sd-scripts#889)."""
 
 
-def squared(error: Tensor) -> Tensor:
-    """e²."""
-    return error.square()
+def squared(prediction: Tensor, target: Tensor) -> Tensor:
+    """e², the squared error of each element."""
+    return torch.nn.functional.mse_loss(prediction, target, reduction="none")
 
 
-def pseudo_huber(error: Tensor, delta: float) -> Tensor:
+def pseudo_huber(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
     """2δ(√(e² + δ²) − δ): e² for errors far below δ, 2δ|e| for those far above, smooth between (arXiv 2403.16728).
 
     As in diffusers' training examples and in kohya with a constant `huber_c`. Written as a quotient, since the
     difference would lose all digits of small errors in float32.
     """
-    square = error.square()
+    square = squared(prediction, target)
     return 2 * delta * square / ((square + delta**2).sqrt() + delta)
 
 
@@ -70,12 +71,12 @@ class Objective:
     """
 
     prediction: str
-    penalty: Callable[[Tensor], Tensor] = squared
+    penalty: Callable[[Tensor, Tensor], Tensor] = squared
     weights: Tensor | None = None
 
     def losses(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The mean penalty of each sample's errors, unweighted: float32 [n], of [n, c, h, w]."""
-        return self.penalty(prediction.float() - target.float()).mean(dim=(1, 2, 3))
+        return self.penalty(prediction.float(), target.float()).mean(dim=(1, 2, 3))
 
     def weights_at(self, timesteps: Tensor) -> Tensor | None:
         """The samples' weights [n], on their device; None: all 1."""
@@ -110,5 +111,5 @@ def build_objective(config: RunConfig, scheduler: Any, device: torch.device) -> 
     elif noise.debiased:
         weights = debiased_weights(scheduler.alphas_cumprod, prediction)
     delta = config.train.huber_delta
-    penalty = squared if config.train.loss == "mse" else lambda error: pseudo_huber(error, delta)
+    penalty = squared if config.train.loss == "mse" else partial(pseudo_huber, delta=delta)
     return Objective(prediction, penalty, None if weights is None else weights.float().to(device))

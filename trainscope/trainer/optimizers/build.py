@@ -64,22 +64,24 @@ def _of(module: str, name: str, **fixed: Any) -> Build:
 
 
 def _of_torch(name: str, **fixed: Any) -> Build:
-    """One of torch's own, which step all tensors at once (foreach) or one after the other, to the same end.
+    """One of torch's own. In float32 its fused kernel steps: the same formula in one pass, several times as quick, and
+    without copies.
 
-    On the CPU the first saves calls, so it is quicker for small models; its copies of all weights no longer fit the
-    processor's cache, nor perhaps the memory, with large ones. On a GPU it is torch's own choice.
+    It would compute in float32 in lower precision, too, and round once at the end: fewer updates are lost than with
+    what other trainers run there, and not what `precision.weights` is understood to mean.
     """
 
     def build(groups: Groups, options: Options, warmup_steps: int) -> torch.optim.Optimizer:
         tensors = [tensor for group in groups for tensor in group["params"]]
-        at_once = sum(tensor.numel() for tensor in tensors) <= AT_ONCE or any(tensor.is_cuda for tensor in tensors)
-        return _of("torch.optim", name, **fixed, foreach=at_once)(groups, options, warmup_steps)
+        fused = all(tensor.dtype == torch.float32 and tensor.device.type in FUSED for tensor in tensors)
+        how = {"fused": True} if fused else {"foreach": True}
+        return _of("torch.optim", name, **fixed, **how)(groups, options, warmup_steps)
 
     return build
 
 
-AT_ONCE = 2**24
-"""Elements up to which torch's optimizers step all tensors at once on a CPU."""
+FUSED = ("cpu", "cuda", "mps", "xpu")
+"""Kinds of device that torch has fused optimizers for."""
 
 
 def _adafactor(groups: Groups, options: Options, warmup_steps: int) -> torch.optim.Optimizer:
