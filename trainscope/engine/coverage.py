@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from trainscope.engine.sandbox import connect
+from trainscope.engine.summarise import Presence, presence
 from trainscope.engine.tables import TableSource, as_table
 from trainscope.engine.views import quoted
 from trainscope.runlog.tables import TABLES
 from trainscope.schema import Coverage
-
-_PER_PARAM = ("tensors", "ema")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,11 @@ def measure(source: TableSource) -> dict[str, Seen]:
             if table == "coverage":
                 continue
             columns = _columns(source, table)
-            measured = _measure_table(connection, table, columns, trained)
+            present = presence(source, table)
+            if present is None:
+                measured = _measure_table(connection, table, columns)
+            else:
+                measured = _measure_params(present, trained)
             for column in columns:
                 values = measured.get(column, {})
                 reason = reasons.get((table, column)) or reasons.get((table, ""), "")
@@ -84,30 +87,28 @@ def _trained_params(connection: Any) -> int:
     return int(connection.execute(query).fetchone()[0])
 
 
-def _measure_table(connection: Any, table: str, columns: list[str], trained: int) -> dict[str, dict[str, Any]]:
+def _measure_table(connection: Any, table: str, columns: list[str]) -> dict[str, dict[str, Any]]:
     """Keyword arguments of `Seen` for each column, in one pass over the table."""
     if "step" not in columns:
         counts = ", ".join(f"count({quoted(column)})" for column in columns)
         row = connection.execute(f"SELECT {counts} FROM {quoted(table)}").fetchone()  # noqa: S608
         return {column: {"rows": int(count)} for column, count in zip(columns, row, strict=True)}
-    per_param = table in _PER_PARAM
     measured = [column for column in columns if column != "step"]
     present = ", ".join(f"bool_or({quoted(name)} IS NOT NULL) AS c{index}" for index, name in enumerate(measured))
-    keys = "GROUPING SETS ((step), (param))" if per_param else "step"
-    which = "grouping(step) AS by_param" if per_param else "0 AS by_param"
-    query = f"SELECT step, {which}, {present} FROM {quoted(table)} WHERE step IS NOT NULL GROUP BY {keys}"  # noqa: S608
+    query = f"SELECT step, {present} FROM {quoted(table)} WHERE step IS NOT NULL GROUP BY step ORDER BY step"  # noqa: S608
     data = connection.execute(query).fetchnumpy()
-    by_step = np.asarray(data["by_param"]) == 0
-    steps = np.ma.getdata(data["step"])[by_step].astype(np.int64)
-    order = np.argsort(steps)
-    steps = steps[order]
-    result = {"step": _spread(steps)}
-    for index, name in enumerate(measured):
-        has_value = np.ma.getdata(data[f"c{index}"]).astype(bool)
-        result[name] = _spread(steps[has_value[by_step][order]])
-        if per_param and trained:
-            result[name]["share_of_params"] = min(1.0, int(has_value[~by_step].sum()) / trained)
-    return result
+    steps = np.ma.getdata(data["step"]).astype(np.int64)
+    seen = {name: _spread(steps[np.ma.getdata(data[f"c{at}"]).astype(bool)]) for at, name in enumerate(measured)}
+    return {"step": _spread(steps), **seen}
+
+
+def _measure_params(present: Presence, trained: int) -> dict[str, dict[str, Any]]:
+    """The same of a table that is summarised anyway, and for how many of the trained tensors a column has values."""
+    seen = {column: _spread(present.steps[has_value]) for column, has_value in present.by_step.items()}
+    for column, tensors in present.tensors.items():
+        if trained and column != "step":
+            seen[column]["share_of_params"] = min(1.0, tensors / trained)
+    return seen
 
 
 def _spread(steps: Any) -> dict[str, Any]:

@@ -18,41 +18,46 @@ from trainscope.schema import HeatMap
 MAX_MODULES = 60
 MAX_STEPS = 60
 
-# name → title, and two sums whose ratio (or its root) is the value; sums can be added over tensors and steps.
+# name → title, and two sums of `tensor_windows` whose ratio (or its root) is the value; they add up over both.
 _MAPS = {
     "update_ratio": (
         "Update of a step, relative to the weights",
-        "update_norm::DOUBLE ^ 2",
-        "weight_norm::DOUBLE ^ 2",
+        "update_energy",
+        "update_weight_energy",
         math.sqrt,
     ),
     "delivered": (
         "Delivered share of the intended update",
-        "delivered::DOUBLE * intended_norm::DOUBLE ^ 2",
-        "intended_norm::DOUBLE ^ 2",
+        "delivered_energy",
+        "intended_energy",
         float,
     ),
 }
 
 _QUERY = """
     WITH measured AS (
-        SELECT step, regexp_replace(param, '\\.[^.]*$', '') AS module, {above} AS above, {below} AS below
-        FROM tensors WHERE ({above}) IS NOT NULL AND ({below}) IS NOT NULL
+        SELECT "window", last_step, regexp_replace(param, '\\.[^.]*$', '') AS module, {above} AS above, {below} AS below
+        FROM tensor_windows WHERE {above} IS NOT NULL AND {below} IS NOT NULL AND "window" IS NOT NULL
     ),
     numbered AS (
-        SELECT step, row_number() OVER (ORDER BY step) - 1 AS position, count(*) OVER () AS steps
-        FROM (SELECT DISTINCT step FROM measured)
+        SELECT "window", row_number() OVER (ORDER BY "window") - 1 AS position, count(*) OVER () AS windows
+        FROM (SELECT DISTINCT "window" FROM measured)
     ),
-    spans AS (SELECT step, position * least(steps, {limit}) // steps AS span FROM numbered)
-    SELECT module, max(max(step)) OVER (PARTITION BY span) AS last_step, sum(above), sum(below)
-    FROM measured JOIN spans USING (step) GROUP BY module, span
+    spans AS (SELECT "window", position * least(windows, {limit}) // windows AS span FROM numbered),
+    cells AS (
+        SELECT
+            module, max(max(last_step)) OVER (PARTITION BY span) AS last_step, sum(above) AS above, sum(below) AS below
+        FROM measured JOIN spans USING ("window") GROUP BY module, span
+    )
+    SELECT module, list(last_step), list(above), list(below) FROM cells GROUP BY module
 """
+# Lists, one row a module: a large model has more cells than a query may return rows.
 
 
 def draw_maps(source: TableSource, limits: Limits = DEFAULT_LIMITS) -> list[HeatMap]:
     """Every map that has data."""
     drawn = []
-    with connect(source, ["tensors"], limits) as connection:
+    with connect(source, ["tensor_windows"], limits) as connection:
         for name, (title, above, below, finish) in _MAPS.items():
             query = _QUERY.format(above=above, below=below, limit=MAX_STEPS)
             try:
@@ -67,12 +72,13 @@ def draw_maps(source: TableSource, limits: Limits = DEFAULT_LIMITS) -> list[Heat
 def _heat_map(name: str, title: str, rows: list[tuple[Any, ...]], finish: Any) -> HeatMap:
     shown = group_modules({str(row[0]) for row in rows})
     modules = sorted(set(shown.values()), key=_natural)
-    steps = sorted({int(row[1]) for row in rows})
+    steps = sorted({int(step) for row in rows for step in row[1]})
     sums: dict[tuple[str, int], tuple[float, float]] = {}
-    for module, step, above, below in rows:
-        cell = (shown[str(module)], int(step))
-        before = sums.get(cell, (0.0, 0.0))
-        sums[cell] = (before[0] + above, before[1] + below)
+    for module, *lists in rows:
+        for step, above, below in zip(*lists, strict=True):
+            cell = (shown[str(module)], int(step))
+            before = sums.get(cell, (0.0, 0.0))
+            sums[cell] = (before[0] + above, before[1] + below)
 
     def value(module: str, step: int) -> float | None:
         above, below = sums.get((module, step), (0.0, 0.0))

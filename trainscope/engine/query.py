@@ -15,11 +15,10 @@ from typing import Any
 import duckdb
 
 from trainscope.engine.problems import did_you_mean
+from trainscope.engine.summaries import DERIVED
 from trainscope.errors import RuleError
+from trainscope.runlog.history import RAW_SUFFIX
 from trainscope.runlog.tables import TABLES
-
-RAW_SUFFIX = "_all"
-"""`groups` is the surviving history, `groups_all` has every row that was ever written."""
 
 _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 
@@ -51,7 +50,7 @@ _REFUSED_PREFIXES = ("duckdb_", "inet_", "parquet_", "pragma_", "read_", "sniff_
 
 @dataclass(frozen=True)
 class Query:
-    """A checked query: its parameters, and the tables of the log that it reads (without `_all`)."""
+    """A checked query: its parameters, and the tables and summaries that it reads (without `_all`)."""
 
     sql: str
     parameters: frozenset[str]
@@ -59,7 +58,7 @@ class Query:
 
 
 def check_select(sql: str, tables: Collection[str] | None = None) -> Query:
-    """Accept a single SELECT over `tables` (all of the run log by default); RuleError with the reason otherwise."""
+    """Accept a single SELECT over `tables` (by default the run log and its summaries); RuleError with the reason."""
     parser = _parser()
     try:
         statements = parser.extract_statements(sql)
@@ -76,7 +75,7 @@ def check_select(sql: str, tables: Collection[str] | None = None) -> Query:
         raise RuleError(f"the query is nested too deeply: {one_line(error)}") from error
     if tree.get("error"):
         raise RuleError(_not_a_select(statements[0]))
-    known = {name.lower() for name in (TABLES if tables is None else tables)}
+    known = {name.lower() for name in ({*TABLES, *DERIVED} if tables is None else tables)}
     return Query(sql, parameters, frozenset(_check_tree(tree["statements"], known)))
 
 
@@ -145,6 +144,8 @@ def _read_table(node: dict[str, Any], known: set[str], defined: set[str]) -> Ite
     if node.get("schema_name") or node.get("catalog_name"):
         raise RuleError(f"table {name}: write it without a schema")
     table = name if name in known else name.removesuffix(RAW_SUFFIX)
+    if table in DERIVED and table != name:
+        raise RuleError(f"no table {name}: {table} is made of the surviving history alone")
     if table in known:
         # Also where a CTE has the same name: its body may read the table that it hides.
         yield table

@@ -15,12 +15,15 @@ from typing import Any
 
 import duckdb
 
-from trainscope.engine.query import RAW_SUFFIX, check_select, one_line
+from trainscope.engine.query import check_select, one_line
+from trainscope.engine.summaries import DERIVED
+from trainscope.engine.summarise import summary
 from trainscope.engine.tables import TableSource
 from trainscope.engine.views import quoted, surviving_rows
 from trainscope.errors import RuleError
+from trainscope.runlog.history import RAW_SUFFIX
 
-__all__ = ["Limits", "check_select", "connect", "execute", "run_query"]
+__all__ = ["Limits", "check_select", "connect", "execute", "run_query", "stream_query"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Limits:
     """What one query may use. `seconds` is wall time; `memory` and `disk` are DuckDB sizes."""
 
     seconds: float = 60.0
-    memory: str = "1GB"
-    disk: str = "2GB"
+    memory: str = "512MB"
+    disk: str = "4GB"
     threads: int = 2
     rows: int = 100_000
 
@@ -51,12 +54,18 @@ _LOCKS = (
 def connect(
     source: TableSource, tables: Collection[str] | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> Iterator[Any]:
-    """A fresh, locked connection that sees `T` (surviving history) and `T_all` (raw rows) of the given tables."""
+    """A fresh, locked connection that sees `T` (surviving history) and `T_all` (raw rows) of the given tables.
+
+    Summaries are among them where they are named; without names it is the log's tables alone.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="trainscope-sql-") as spill,
         duckdb.connect(":memory:", config={"threads": limits.threads, "memory_limit": limits.memory}) as connection,
     ):
         for name in sorted(source.tables if tables is None else tables):
+            if name in DERIVED and name not in source.tables:
+                connection.register(name, summary(source, name))
+                continue
             data = source.tables[name]
             connection.register(name + RAW_SUFFIX, data)
             view = surviving_rows(name, data.schema.names, source.segment_starts)
@@ -75,13 +84,40 @@ def run_query(
 
     `parameters` may hold more than the query uses; one that it uses and that is missing is an error.
     """
-    query = check_select(sql, source.tables)
+    query = check_select(sql, {*source.tables, *DERIVED})
     known = dict(parameters or {})
     missing = sorted(query.parameters - known.keys())
     if missing:
         raise RuleError("no threshold for " + ", ".join(f"${name}" for name in missing))
     with connect(source, query.tables, limits) as connection:
         return execute(connection, sql, {name: known[name] for name in query.parameters}, limits)
+
+
+@contextlib.contextmanager
+def stream_query(
+    source: TableSource, sql: str, limits: Limits = DEFAULT_LIMITS
+) -> Iterator[tuple[list[str], Iterator[tuple[Any, ...]]]]:
+    """Column names and the rows as they come, however many and however long: for somebody who can stop it."""
+    query = check_select(sql, {*source.tables, *DERIVED})
+    if query.parameters:
+        raise RuleError("write values in place of " + ", ".join(f"${name}" for name in sorted(query.parameters)))
+    with connect(source, query.tables, limits) as connection:
+        try:
+            connection.execute(sql)
+        except duckdb.Error as error:
+            raise RuleError(one_line(error)) from error
+        yield [str(column[0]) for column in connection.description], _rows(connection)
+
+
+def _rows(connection: Any) -> Iterator[tuple[Any, ...]]:
+    while True:
+        try:
+            rows = connection.fetchmany(10_000)
+        except duckdb.Error as error:
+            raise RuleError(one_line(error)) from error
+        if not rows:
+            return
+        yield from (tuple(_plain(value) for value in row) for row in rows)
 
 
 def surviving(source: TableSource, table: str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from trainscope.engine.query import check_select
 from trainscope.engine.sandbox import DEFAULT_LIMITS, Limits, connect, execute
 from trainscope.engine.tables import TableSource
 from trainscope.errors import RuleError
@@ -41,19 +42,18 @@ def _groups(column: str) -> str:
     return f"SELECT {name} AS line, step, max({column}) AS value FROM groups GROUP BY 1, 2"  # noqa: S608
 
 
-def _ratio(above: str, below: str, table: str) -> str:
-    """Root of a ratio of summed squares: the ratio of the norms of the whole model."""
+def _ratio(above: str, below: str, summary: str) -> str:
+    """Root of a ratio of energies: the ratio of the norms of the whole model."""
     return f"""
-        SELECT 'model' AS line, step, sqrt(sum({above}::DOUBLE ^ 2) / nullif(sum({below}::DOUBLE ^ 2), 0)) AS value
-        FROM {table} WHERE {above} IS NOT NULL AND {below} IS NOT NULL GROUP BY step"""  # noqa: S608
+        SELECT 'model' AS line, step, sqrt(sum({above}) / nullif(sum({below}), 0)) AS value
+        FROM {summary} GROUP BY step"""  # noqa: S608
 
 
-def _delivered(table: str) -> str:
+def _delivered(summary: str) -> str:
     """Share of the intended update that arrived, each tensor weighted by the energy that it was to receive."""
     return f"""
-        SELECT 'model' AS line, step,
-            sum(delivered::DOUBLE * intended_norm::DOUBLE ^ 2) / nullif(sum(intended_norm::DOUBLE ^ 2), 0) AS value
-        FROM {table} WHERE delivered IS NOT NULL AND intended_norm IS NOT NULL GROUP BY step"""  # noqa: S608
+        SELECT 'model' AS line, step, sum(delivered_energy) / nullif(sum(intended_energy), 0) AS value
+        FROM {summary} GROUP BY step"""  # noqa: S608
 
 
 SERIES: dict[str, SeriesSpec] = {
@@ -70,50 +70,53 @@ SERIES: dict[str, SeriesSpec] = {
     ),
     "effective_lr": SeriesSpec("Effective learning rate", "", False, _groups("effective_lr")),
     "d": SeriesSpec("Estimated step size d", "", True, _groups("d")),
-    "delivered": SeriesSpec("Delivered share of the intended update", "", False, _delivered("tensors")),
+    "delivered": SeriesSpec("Delivered share of the intended update", "", False, _delivered("tensor_steps")),
     "relative_distance": SeriesSpec(
         "Distance from the start, relative to the weights",
         "",
         False,
-        _ratio("distance_from_start", "weight_norm", "tensors"),
+        _ratio("paired_distance_energy", "paired_weight_energy", "tensor_steps"),
     ),
     "update_ratio": SeriesSpec(
-        "Update of a step, relative to the weights", "", True, _ratio("update_norm", "weight_norm", "tensors")
+        "Update of a step, relative to the weights",
+        "",
+        True,
+        _ratio("update_energy", "update_weight_energy", "tensor_steps"),
     ),
     "ema_lag": SeriesSpec(
         "Distance of the EMA from the weights, relative to what they travelled",
         "",
         False,
         """
-        WITH lag AS (SELECT step, sum(lag_norm::DOUBLE ^ 2) AS energy FROM ema GROUP BY step),
-            travelled AS (SELECT step, sum(distance_from_start::DOUBLE ^ 2) AS energy FROM tensors GROUP BY step)
+        WITH lag AS (SELECT step, sum(lag_energy) AS energy FROM ema_steps GROUP BY step),
+            travelled AS (SELECT step, sum(distance_energy) AS energy FROM tensor_steps GROUP BY step)
         SELECT 'model' AS line, step, sqrt(lag.energy / nullif(travelled.energy, 0)) AS value
         FROM lag JOIN travelled USING (step)""",
     ),
-    "ema_delivered": SeriesSpec("Delivered share of the EMA's intended update", "", False, _delivered("ema")),
+    "ema_delivered": SeriesSpec("Delivered share of the EMA's intended update", "", False, _delivered("ema_steps")),
     "ema_distance": SeriesSpec(
         "Distance from the start: weights and EMA",
         "",
         False,
         """
-        SELECT 'EMA' AS line, step, sqrt(sum(distance_from_start::DOUBLE ^ 2)) AS value FROM ema GROUP BY step
+        SELECT 'EMA' AS line, step, sqrt(sum(distance_energy)) AS value FROM ema_steps GROUP BY step
         UNION ALL
-        SELECT 'weights', step, sqrt(sum(distance_from_start::DOUBLE ^ 2)) FROM tensors
-        WHERE EXISTS (SELECT 1 FROM ema) GROUP BY step""",
+        SELECT 'weights', step, sqrt(sum(distance_energy)) FROM tensor_steps
+        WHERE EXISTS (SELECT 1 FROM ema_steps) GROUP BY step""",
     ),
     "lora_delta": SeriesSpec(
         "What the adapter adds, relative to the weights it adapts",
         "",
         False,
-        _ratio("delta_norm", "base_norm", "adapters"),
+        _ratio("paired_delta_energy", "paired_base_energy", "adapter_steps"),
     ),
     "nonfinite": SeriesSpec(
         "Non-finite elements",
         "elements",
         False,
         """
-        SELECT 'gradients' AS line, step, sum(nonfinite) AS value FROM tensors GROUP BY step
-        UNION ALL SELECT 'weights', step, sum(weight_nonfinite) FROM tensors GROUP BY step""",
+        SELECT 'gradients' AS line, step, sum(nonfinite) AS value FROM tensor_steps GROUP BY step
+        UNION ALL SELECT 'weights', step, sum(weight_nonfinite) FROM tensor_steps GROUP BY step""",
         idle=0.0,
     ),
     "loss_scale": SeriesSpec("Loss scale", "", True, _steps("loss_scale", "scaler"), idle=1.0),
@@ -123,7 +126,8 @@ SERIES: dict[str, SeriesSpec] = {
 def draw_series(source: TableSource, limits: Limits = DEFAULT_LIMITS) -> list[Series]:
     """Every series that has data. One that cannot be drawn is left out: curves decide nothing."""
     drawn = []
-    with connect(source, limits=limits) as connection:
+    read = {name for spec in SERIES.values() for name in check_select(spec.sql).tables}
+    with connect(source, read, limits) as connection:
         for name, spec in SERIES.items():
             try:
                 lines = _lines(connection, spec, limits)

@@ -29,6 +29,8 @@ class TableSource:
 
     tables: dict[str, Any] = field(default_factory=dict)
     segment_starts: list[int] = field(default_factory=lambda: [0])
+    computed: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What was computed of the tables, for whoever asks again (`summarise`)."""
 
     def __post_init__(self) -> None:
         given = dict(self.tables)

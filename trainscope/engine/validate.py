@@ -15,6 +15,7 @@ from trainscope.engine.query import check_select
 from trainscope.engine.rule import Rule, read_cases
 from trainscope.engine.sandbox import run_query
 from trainscope.engine.series import SERIES
+from trainscope.engine.summaries import MADE_OF
 from trainscope.engine.tables import TableSource
 from trainscope.errors import RuleError
 from trainscope.runlog.tables import TABLES
@@ -44,7 +45,8 @@ def _query_problems(rule: Rule) -> Iterator[str]:
     except RuleError as error:
         yield f"fails on empty tables: {error}"
     # A measured table may be empty because nobody measured. (`events` is empty where nothing happened.)
-    measured = {name for name in query.tables if name in TABLES and "step" in TABLES[name].schema.names} - {"events"}
+    read = {table for name in query.tables for table in MADE_OF.get(name, (name,))}
+    measured = {name for name in read if name in TABLES and "step" in TABLES[name].schema.names} - {"events"}
     if measured and not measured & {column.partition(".")[0] for column in rule.header.needs}:
         yield f"reads {' and '.join(sorted(measured))} but needs nothing of it: silence would then mean nothing"
 

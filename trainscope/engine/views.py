@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from trainscope.engine.query import RAW_SUFFIX
+from trainscope.runlog.history import RAW_SUFFIX, last_steps
 
 
 def quoted(name: str) -> str:
@@ -25,9 +25,10 @@ def surviving_rows(table: str, columns: Collection[str], segment_starts: Sequenc
         return every
     if "step" not in columns:
         return f"{every} WHERE segment IS NOT DISTINCT FROM (SELECT max(segment) FROM {quoted(table + RAW_SUFFIX)})"  # noqa: S608
-    superseded = [
-        f"(segment = {segment} AND step > {min(segment_starts[segment + 1 :])})"
-        for segment in range(len(segment_starts) - 1)
-    ]
-    # A NULL step (something that happened outside of any step) is superseded by nothing.
-    return f"{every} WHERE ({' OR '.join(superseded)}) IS NOT TRUE" if superseded else every
+    ends = last_steps(segment_starts)
+    if all(end is None for end in ends):
+        return every
+    # A list that is looked into costs the same for any number of segments. What lies outside of it, as what has no end
+    # and a NULL step (something that happened outside of any step), is superseded by nothing.
+    listed = ", ".join("NULL" if end is None else str(int(end)) for end in ends)
+    return f"{every} WHERE (step > list_extract([{listed}]::BIGINT[], segment + 1)) IS NOT TRUE"

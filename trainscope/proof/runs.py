@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import trainscope
 from trainscope.config.load import ResolvedConfig, parse_config
 from trainscope.proof.shapes import draw_shapes, write_long_captions, write_tags
+from trainscope.proof.twins import write_twins
 from trainscope.toml import toml_value
 
 if TYPE_CHECKING:
@@ -109,8 +110,13 @@ def _key(resolved: ResolvedConfig, inject: Sequence[str], stop_at: int | None, *
 
 
 def changed_base(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`BASE` with changes; a length in epochs takes the place of one in steps."""
+    """`BASE` with changes; a length in epochs takes the place of one in steps.
+
+    As `data.dir`, "twins" means the folder of `twins_folder`.
+    """
     values = {**BASE, "data.dir": str(shapes_folder()), **changes}
+    if values["data.dir"] == "twins":
+        values["data.dir"] = str(twins_folder())
     if "train.epochs" in changes:
         del values["train.steps"]
     return values
@@ -205,14 +211,29 @@ def _kept(key: str, begin: Callable[[Path], None], *, keep_checkpoints: bool) ->
 @cache
 def shapes_folder() -> Path:
     """The captioned shapes, drawn anew if they are not there."""
-    folder = cache_folder() / f"shapes-{_digest(PACKAGE / 'proof/shapes.py')[:12]}"
+
+    def draw(folder: Path) -> None:
+        draw_shapes(folder)
+        write_tags(folder)
+        write_long_captions(folder)
+
+    return _drawn("shapes", draw, of=("shapes.py",))
+
+
+@cache
+def twins_folder() -> Path:
+    """The shapes, each of them twice, likewise."""
+    return _drawn("twins", write_twins, of=("shapes.py", "twins.py"))
+
+
+def _drawn(name: str, draw: Callable[[Path], object], *, of: Sequence[str]) -> Path:
+    """The folder that `draw` fills, filled now unless the code `of` it did it before."""
+    folder = cache_folder() / "-".join([name, *(_digest(PACKAGE / "proof" / file)[:12] for file in of)])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_suffix(".lock")):
         if not folder.exists():
             beside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-            draw_shapes(beside)
-            write_tags(beside)
-            write_long_captions(beside)
+            draw(beside)
             beside.rename(folder)
     return folder
 

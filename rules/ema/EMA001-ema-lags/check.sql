@@ -1,15 +1,13 @@
 -- ‖θ − shadow‖ against ‖θ − θ₀‖, over all tensors, at the last look that recorded both.
 -- NaN sorts above every number in DuckDB, so a norm that went non-finite has to be left out by name (SYM004 tells it).
 WITH both_looked AS (
-    SELECT max(e.step) AS step FROM ema AS e JOIN tensors AS t USING (step)
+    SELECT max(e.step) AS step FROM ema_steps AS e JOIN tensor_steps AS t USING (step)
 ),
 lag AS (
-    SELECT sqrt(sum(lag_norm::DOUBLE ^ 2)) AS norm FROM ema WHERE step = (SELECT step FROM both_looked)
+    SELECT sqrt(sum(lag_energy)) AS norm FROM ema_steps WHERE step = (SELECT step FROM both_looked)
 ),
 travelled AS (
-    SELECT sqrt(sum(distance_from_start::DOUBLE ^ 2)) AS norm
-    FROM tensors
-    WHERE step = (SELECT step FROM both_looked)
+    SELECT sqrt(sum(distance_energy)) AS norm FROM tensor_steps WHERE step = (SELECT step FROM both_looked)
 )
 SELECT
     'run' AS where_kind,

@@ -3,30 +3,29 @@
 -- loses updates and is not behind all the same is no hit.
 -- NaN: non-finite energies are left out. NULL: a shadow that equals the weights was to receive nothing.
 WITH looks AS (
-    SELECT step, dtype, delivered::DOUBLE AS delivered, intended_norm::DOUBLE ^ 2 AS energy, lost_count, nonzero_count
-    FROM ema
+    SELECT *
+    FROM ema_steps
     WHERE dtype IN ('bfloat16', 'float16')
-        AND isfinite(delivered)
-        AND isfinite(intended_norm)
-        AND step > (SELECT max(step) / 2 FROM ema)
+        AND finite_intended_energy IS NOT NULL
+        AND step > (SELECT max(step) / 2 FROM ema_steps)
 ),
 run AS (
     SELECT
         min(step) AS first_step,
         max(step) AS last_step,
         any_value(dtype) AS dtype,
-        sum(delivered * energy) / sum(energy) AS delivered,
-        sum(lost_count) / nullif(sum(nonzero_count), 0) AS lost_share
+        sum(finite_delivered_energy) / sum(finite_intended_energy) AS delivered,
+        sum(finite_lost_count) / nullif(sum(finite_nonzero_count), 0) AS lost_share
     FROM looks
-    HAVING sum(energy) > 0
+    HAVING sum(finite_intended_energy) > 0
 ),
 both_looked AS (
-    SELECT max(e.step) AS step FROM ema AS e JOIN tensors AS t USING (step)
+    SELECT max(e.step) AS step FROM ema_steps AS e JOIN tensor_steps AS t USING (step)
 ),
 behind AS (
     SELECT
-        (SELECT sqrt(sum(lag_norm::DOUBLE ^ 2)) FROM ema WHERE step = both_looked.step)
-        / (SELECT sqrt(sum(distance_from_start::DOUBLE ^ 2)) FROM tensors WHERE step = both_looked.step) AS lag
+        (SELECT sqrt(sum(lag_energy)) FROM ema_steps WHERE step = both_looked.step)
+        / (SELECT sqrt(sum(distance_energy)) FROM tensor_steps WHERE step = both_looked.step) AS lag
     FROM both_looked
 )
 SELECT

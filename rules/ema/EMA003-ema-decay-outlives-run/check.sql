@@ -7,7 +7,7 @@ WITH every AS (
 ),
 looks AS (
     SELECT step, max(decay) AS decay, step - lag(step, 1, 0) OVER (ORDER BY step) AS gap
-    FROM ema
+    FROM ema_steps
     WHERE decay > 0 AND decay < 1
     GROUP BY step
 ),

@@ -1,28 +1,25 @@
 -- The average's own count of its updates, beside what it was when it was saved. The decay warms up by this count.
 -- A shadow that is not the saved one is another fault (EMA005), and its counter then begins anew with good reason.
 -- NULL and what is no number: nothing to compare, no row. NaN cannot occur in a count; `NaN < x` is false.
-WITH resumes AS (
+WITH counters AS (
     SELECT
         segment,
         step,
         max(try_cast(saved AS DOUBLE)) FILTER (WHERE key = 'updates') AS saved,
         min(try_cast(loaded AS DOUBLE)) FILTER (WHERE key = 'updates') AS loaded,
         count(*) FILTER (WHERE key = 'shadow' AND status NOT IN ('match', 'dtype')) AS other_shadows
-    FROM continuity AS c
+    FROM continuity
     WHERE item = 'ema'
-        -- A later resume from the same step or an earlier one has taken the place of this one.
-        AND NOT EXISTS (
-            SELECT 1 FROM events WHERE kind = 'resume' AND events.segment > c.segment AND events.step <= c.step
-        )
+        AND segment NOT IN (SELECT segment FROM resumes WHERE superseded)
     GROUP BY segment, step
 ),
 decays AS (
     SELECT
-        resumes.segment,
-        arg_max(ema.decay, ema.step) FILTER (WHERE ema.segment < resumes.segment) AS decay_before,
-        arg_min(ema.decay, ema.step) FILTER (WHERE ema.segment = resumes.segment) AS decay_after
-    FROM resumes LEFT JOIN ema ON ema.segment <= resumes.segment AND isfinite(ema.decay)
-    GROUP BY resumes.segment
+        counters.segment,
+        arg_max(looks.decay, looks.step) FILTER (WHERE looks.segment < counters.segment) AS decay_before,
+        arg_min(looks.decay, looks.step) FILTER (WHERE looks.segment = counters.segment) AS decay_after
+    FROM counters LEFT JOIN ema_steps AS looks ON looks.segment <= counters.segment AND isfinite(looks.decay)
+    GROUP BY counters.segment
 )
 SELECT
     'run' AS where_kind,
@@ -36,5 +33,5 @@ SELECT
     loaded::BIGINT AS loaded,
     decay_before,
     decay_after
-FROM resumes JOIN decays USING (segment)
+FROM counters JOIN decays USING (segment)
 WHERE saved > 0 AND loaded >= 0 AND loaded < $min_kept * saved AND other_shadows = 0

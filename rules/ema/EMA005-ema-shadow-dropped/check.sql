@@ -10,15 +10,12 @@ WITH shadows AS (
             SELECT 1 FROM continuity AS config
             WHERE config.segment = c.segment AND config.item = 'config' AND config.key = 'ema.enabled'
         )
-        -- A later resume from the same step or an earlier one has taken the place of this one.
-        AND NOT EXISTS (
-            SELECT 1 FROM events WHERE kind = 'resume' AND events.segment > c.segment AND events.step <= c.step
-        )
+        AND c.segment NOT IN (SELECT segment FROM resumes WHERE superseded)
 ),
 weights AS (
     SELECT DISTINCT segment, param, loaded FROM continuity WHERE item = 'weights' AND key = 'weight'
 ),
-resumes AS (
+averages AS (
     SELECT
         shadows.segment,
         step,
@@ -45,5 +42,5 @@ SELECT
         WHEN copies = lost THEN 'it began again as a copy of the weights'
         ELSE 'it holds neither what was saved nor the weights of the moment'
     END AS found
-FROM resumes
+FROM averages
 WHERE lost / tensors > $max_share

@@ -20,8 +20,8 @@ lags AS (
     SELECT
         segment,
         step,
-        sqrt(sum(lag_norm::DOUBLE ^ 2)) / nullif(sqrt(sum(distance_from_start::DOUBLE ^ 2)), 0) AS lag
-    FROM ema
+        sqrt(sum(lag_energy)) / nullif(sqrt(sum(distance_energy)), 0) AS lag
+    FROM ema_steps
     GROUP BY segment, step
 ),
 first_moments AS (

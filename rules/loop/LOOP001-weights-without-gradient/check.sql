@@ -2,9 +2,14 @@
 -- first step, because B is zero then.)
 -- NaN counts as a gradient: it is not zero. NULL gradients count as none.
 WITH looks AS (
-    SELECT param, sum(nonzero_count) AS nonzero, count(*) AS looks, min(step) AS first_step, max(step) AS last_step
-    FROM tensors
-    WHERE step > (SELECT min(step) FROM tensors)
+    SELECT
+        param,
+        sum(nonzero_count) AS nonzero,
+        sum(looks) AS looks,
+        min(first_step) AS first_step,
+        max(last_step) AS last_step
+    FROM tensor_windows
+    WHERE first_step > (SELECT min(first_step) FROM tensor_windows)
     GROUP BY param
 ),
 silent AS (

@@ -4,11 +4,11 @@
 WITH ends AS (
     SELECT
         max(step) AS step,
-        sqrt(sum(delta_norm::DOUBLE ^ 2)) / nullif(sqrt(sum(base_norm::DOUBLE ^ 2)), 0) AS delta,
-        max(scale) AS scale,
-        max(rank)::DOUBLE AS rank
-    FROM adapters
-    WHERE step = (SELECT max(step) FROM adapters)
+        sqrt(sum(delta_energy)) / nullif(sqrt(sum(base_energy)), 0) AS delta,
+        max(scale_max) AS scale,
+        max(rank_max)::DOUBLE AS rank
+    FROM adapter_steps
+    WHERE step = (SELECT max(step) FROM adapter_steps)
 )
 SELECT
     'run' AS where_kind,

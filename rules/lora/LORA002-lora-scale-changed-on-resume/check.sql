@@ -3,14 +3,11 @@
 -- is no number here. A saved factor of 0 was a switched-off adapter, and has no ratio.
 WITH scales AS (
     SELECT segment, step, param, try_cast(saved AS DOUBLE) AS saved, try_cast(loaded AS DOUBLE) AS loaded
-    FROM continuity AS c
+    FROM continuity
     WHERE item = 'lora' AND key = 'scale'
-        -- A later resume from the same step or an earlier one has taken the place of this one.
-        AND NOT EXISTS (
-            SELECT 1 FROM events WHERE kind = 'resume' AND events.segment > c.segment AND events.step <= c.step
-        )
+        AND segment NOT IN (SELECT segment FROM resumes WHERE superseded)
 ),
-resumes AS (
+changes AS (
     SELECT
         segment,
         step,
@@ -40,6 +37,6 @@ SELECT
     changed,
     modules,
     example,
-    CASE WHEN alpha_taken_for_rank THEN (SELECT max(rank)::DOUBLE FROM adapters) END AS rank
-FROM resumes
+    CASE WHEN alpha_taken_for_rank THEN (SELECT max(rank_max)::DOUBLE FROM adapter_steps) END AS rank
+FROM changes
 WHERE change > $max_change

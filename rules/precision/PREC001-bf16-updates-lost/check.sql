@@ -3,23 +3,18 @@
 -- That many elements stand still is no hit: those that move may carry the update (see README).
 -- NaN: non-finite energies are left out; a run that went non-finite has other findings.
 WITH looks AS (
-    SELECT
-        t.step,
-        t.delivered::DOUBLE AS delivered,
-        t.intended_norm::DOUBLE ^ 2 AS energy,
-        t.lost_count,
-        t.nonzero_count
-    FROM tensors AS t JOIN params AS p USING (param)
-    WHERE p.dtype = 'bfloat16' AND isfinite(t.delivered) AND isfinite(t.intended_norm)
+    SELECT t.*
+    FROM tensor_windows AS t JOIN params AS p USING (param)
+    WHERE p.dtype = 'bfloat16'
 ),
 run AS (
     SELECT
-        min(step) AS first_step,
-        max(step) AS last_step,
-        sum(delivered * energy) / sum(energy) AS delivered,
-        sum(lost_count) / nullif(sum(nonzero_count), 0) AS lost_share
+        min(finite_first_step) AS first_step,
+        max(finite_last_step) AS last_step,
+        sum(finite_delivered_energy) / sum(finite_intended_energy) AS delivered,
+        sum(finite_lost_count) / nullif(sum(finite_nonzero_count), 0) AS lost_share
     FROM looks
-    HAVING sum(energy) > 0
+    HAVING sum(finite_intended_energy) > 0
 )
 SELECT
     'run' AS where_kind,

@@ -7,18 +7,17 @@ WITH stored AS (
 ),
 looks AS (
     SELECT t.*
-    FROM tensors AS t JOIN params AS p USING (param)
+    FROM tensor_windows AS t JOIN params AS p USING (param)
     WHERE p.dtype = 'float16'
 ),
 arrival AS (
-    SELECT sum(delivered::DOUBLE * intended_norm::DOUBLE ^ 2) / nullif(sum(intended_norm::DOUBLE ^ 2), 0) AS delivered
+    SELECT sum(finite_delivered_energy) / nullif(sum(finite_intended_energy), 0) AS delivered
     FROM looks
-    WHERE isfinite(delivered) AND isfinite(intended_norm)
 ),
 nonfinite AS (
     SELECT min(step) AS first_step
     FROM (
-        SELECT step FROM looks WHERE weight_nonfinite > 0
+        SELECT nonfinite_first_step AS step FROM looks
         UNION ALL
         SELECT step FROM steps WHERE NOT isfinite(loss)
     )
@@ -27,7 +26,7 @@ SELECT
     'run' AS where_kind,
     'run' AS where_name,
     coalesce(nonfinite.first_step, 1) AS first_step,
-    (SELECT max(step) FROM looks) AS last_step,
+    (SELECT max(last_step) FROM looks) AS last_step,
     CASE WHEN nonfinite.first_step IS NULL THEN arrival.delivered ELSE 0.0 END AS value,
     $min_delivered AS threshold,
     CASE

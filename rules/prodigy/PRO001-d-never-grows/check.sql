@@ -15,9 +15,9 @@ WITH ends AS (
     GROUP BY "group"
 ),
 travelled AS (
-    SELECT sqrt(sum(distance_from_start::DOUBLE ^ 2)) / nullif(sqrt(sum(weight_norm::DOUBLE ^ 2)), 0) AS share
-    FROM tensors
-    WHERE step = (SELECT max(step) FROM tensors WHERE distance_from_start IS NOT NULL)
+    SELECT sqrt(sum(distance_energy)) / nullif(sqrt(sum(weight_energy)), 0) AS share
+    FROM tensor_steps
+    WHERE step = (SELECT max(step) FROM tensor_steps WHERE distance_energy IS NOT NULL)
 )
 SELECT
     'group' AS where_kind,

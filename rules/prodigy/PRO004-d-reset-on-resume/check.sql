@@ -1,16 +1,8 @@
 -- d of each group after the resume against d when it was saved. d never falls by itself.
 -- NaN shows as text in `continuity`, is no number, and gives no row (a NaN d is SYM004's business). NULL: a group that is
 -- not there any more, no row.
-WITH resumes AS (
-    SELECT segment, min(step) AS start
-    FROM (SELECT segment, step FROM continuity UNION ALL SELECT segment, step FROM events WHERE kind = 'resume')
-    GROUP BY segment
-),
--- A later resume from the same step or an earlier one has taken the place of this one.
-counted AS (
-    SELECT segment, start
-    FROM resumes
-    WHERE NOT EXISTS (SELECT 1 FROM resumes AS later WHERE later.segment > resumes.segment AND later.start <= resumes.start)
+WITH counted AS (
+    SELECT segment, start FROM resumes WHERE NOT superseded
 ),
 estimates AS (
     SELECT

@@ -1,16 +1,8 @@
 -- Tensors of optimizer state that were not zero when they were saved and are all zero after the resume: status `reset`
 -- of a tensor (of a number it is RES003's). Tensors show as "dtype[shape] digest", numbers as JSON.
 -- NULL: `saved` is NULL for what is new, and left out.
-WITH resumes AS (
-    SELECT segment, min(step) AS start
-    FROM (SELECT segment, step FROM continuity UNION ALL SELECT segment, step FROM events WHERE kind = 'resume')
-    GROUP BY segment
-),
--- A later resume from the same step or an earlier one has taken the place of this one.
-counted AS (
-    SELECT segment, start
-    FROM resumes
-    WHERE NOT EXISTS (SELECT 1 FROM resumes AS later WHERE later.segment > resumes.segment AND later.start <= resumes.start)
+WITH counted AS (
+    SELECT segment, start FROM resumes WHERE NOT superseded
 ),
 tensors AS (
     SELECT counted.segment, start, param, bool_or(status = 'reset') AS zero

@@ -3,16 +3,8 @@
 -- the group's betas. Counters of tensors are Adam's `step` (also bitsandbytes'), those of groups are `k`. Schedule-Free
 -- corrects the second moment only; Prodigy (a group with d) corrects nothing unless use_bias_correction is set.
 -- NULL: a counter that is no number, or betas that are not known, give no row. NaN cannot come about: betas are below 1.
-WITH resumes AS (
-    SELECT segment, min(step) AS start
-    FROM (SELECT segment, step FROM continuity UNION ALL SELECT segment, step FROM events WHERE kind = 'resume')
-    GROUP BY segment
-),
--- A later resume from the same step or an earlier one has taken the place of this one.
-counted AS (
-    SELECT segment, start
-    FROM resumes
-    WHERE NOT EXISTS (SELECT 1 FROM resumes AS later WHERE later.segment > resumes.segment AND later.start <= resumes.start)
+WITH counted AS (
+    SELECT segment, start FROM resumes WHERE NOT superseded
 ),
 settings AS (
     SELECT

@@ -2,16 +2,8 @@
 -- weights, optimizer state and average apart. Tensors show as "dtype[shape] digest". `loaded` is the format as the file
 -- had it, or that of the tensor where something changed it in memory.
 -- NULL: a format that is not known has no bits, and gives no row.
-WITH resumes AS (
-    SELECT segment, min(step) AS start
-    FROM (SELECT segment, step FROM continuity UNION ALL SELECT segment, step FROM events WHERE kind = 'resume')
-    GROUP BY segment
-),
--- A later resume from the same step or an earlier one has taken the place of this one.
-counted AS (
-    SELECT segment, start
-    FROM resumes
-    WHERE NOT EXISTS (SELECT 1 FROM resumes AS later WHERE later.segment > resumes.segment AND later.start <= resumes.start)
+WITH counted AS (
+    SELECT segment, start FROM resumes WHERE NOT superseded
 ),
 formats AS (
     SELECT * FROM (

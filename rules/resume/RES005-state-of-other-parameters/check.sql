@@ -1,16 +1,8 @@
 -- Tensors that are, to the bit, what another parameter of the same shape was saved with (status `permuted`), for weights,
 -- optimizer state and average apart.
 -- NULL: `saved` is NULL for what is new, and left out.
-WITH resumes AS (
-    SELECT segment, min(step) AS start
-    FROM (SELECT segment, step FROM continuity UNION ALL SELECT segment, step FROM events WHERE kind = 'resume')
-    GROUP BY segment
-),
--- A later resume from the same step or an earlier one has taken the place of this one.
-counted AS (
-    SELECT segment, start
-    FROM resumes
-    WHERE NOT EXISTS (SELECT 1 FROM resumes AS later WHERE later.segment > resumes.segment AND later.start <= resumes.start)
+WITH counted AS (
+    SELECT segment, start FROM resumes WHERE NOT superseded
 ),
 tensors AS (
     SELECT counted.segment, start, item, param, bool_or(status = 'permuted') AS swapped

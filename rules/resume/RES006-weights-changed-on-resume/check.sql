@@ -4,16 +4,8 @@
 -- what they are; and its own way between the two points moves weights too, so what else changed there weighs half.
 -- Weights that are what was written into the checkpoint were exchanged when it was saved (EMA006, SF003), not now.
 -- NULL: `saved` is NULL for what is new, and left out; `loaded` is NULL for what is gone.
-WITH resumes AS (
-    SELECT segment, min(step) AS start
-    FROM (SELECT segment, step FROM continuity UNION ALL SELECT segment, step FROM events WHERE kind = 'resume')
-    GROUP BY segment
-),
--- A later resume from the same step or an earlier one has taken the place of this one.
-counted AS (
-    SELECT segment, start
-    FROM resumes
-    WHERE NOT EXISTS (SELECT 1 FROM resumes AS later WHERE later.segment > resumes.segment AND later.start <= resumes.start)
+WITH counted AS (
+    SELECT segment, start FROM resumes WHERE NOT superseded
 ),
 points AS (
     SELECT

@@ -2,23 +2,12 @@
 -- five looks before it, less what the learning rate in effect (of the group that rose most) accounts for.
 -- NaN: non-finite norms are left out (SYM004 is their symptom). NULL: fewer than three looks before, or none soon after,
 -- no row.
-WITH resumes AS (
-    SELECT segment, min(step) AS start FROM events WHERE kind = 'resume' GROUP BY segment
+WITH counted AS (
+    SELECT segment, start FROM resumes WHERE NOT superseded
 ),
--- A later resume from the same step or an earlier one has taken the place of this one.
-counted AS (
-    SELECT segment, start
-    FROM resumes
-    WHERE NOT EXISTS (SELECT 1 FROM resumes AS later WHERE later.segment > resumes.segment AND later.start <= resumes.start)
-),
--- Ranks hold the same weights; sharded ones are not told apart.
+-- Sharded weights are not told apart.
 looks AS (
-    SELECT segment, step, sqrt(sum(norm ^ 2)) AS norm
-    FROM (
-        SELECT segment, step, param, max(update_norm::DOUBLE) AS norm
-        FROM tensors WHERE isfinite(update_norm) GROUP BY segment, step, param
-    )
-    GROUP BY segment, step
+    SELECT segment, step, sqrt(step_energy) AS norm FROM tensor_steps WHERE step_energy IS NOT NULL
 ),
 rates AS (
     SELECT segment, step, "group", max(effective_lr) AS lr FROM groups WHERE isfinite(effective_lr) GROUP BY ALL

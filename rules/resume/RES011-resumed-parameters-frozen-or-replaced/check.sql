@@ -27,8 +27,8 @@ tensors_now AS (
     FROM now FULL JOIN earlier ON now.param = earlier.param
 ),
 moves AS (
-    SELECT param, max(update_norm) AS moved
-    FROM tensors
+    SELECT param, max(update_norm_max) AS moved
+    FROM tensor_windows
     WHERE segment = (SELECT max(segment) FROM params_all)
     GROUP BY param
 ),
@@ -42,7 +42,7 @@ SELECT
     'parameters' AS where_kind,
     fault AS where_name,
     (SELECT max(step) FROM events WHERE kind = 'resume') AS first_step,
-    (SELECT max(step) FROM tensors) AS last_step,
+    (SELECT max(last_step) FROM tensor_windows) AS last_step,
     faults.numel / (SELECT sum(numel) FROM tensors_now) AS value,
     $max_share AS threshold,
     faults.numel / (SELECT sum(numel) FROM tensors_now) AS score,

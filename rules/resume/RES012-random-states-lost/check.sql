@@ -8,9 +8,6 @@ SELECT
     1.0 AS value,
     1.0 AS score,
     CASE WHEN key = 'rounding' THEN 'stochastic rounding' ELSE 'dropout, and whatever else torch draws' END AS what
-FROM continuity AS c
+FROM continuity
 WHERE item = 'random' AND saved IS NOT NULL AND loaded IS NOT NULL AND status <> 'match'
-    -- A later resume from the same step or an earlier one has taken the place of this one.
-    AND NOT EXISTS (
-        SELECT 1 FROM events WHERE kind = 'resume' AND events.segment > c.segment AND events.step <= c.step
-    )
+    AND segment NOT IN (SELECT segment FROM resumes WHERE superseded)

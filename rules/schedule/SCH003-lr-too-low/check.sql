@@ -3,27 +3,24 @@
 -- NaN sorts above every number, so `NaN < x` is false: no hit. An optimizer whose step cannot be recomputed counts as delivering.
 WITH weights AS (
     SELECT max(step) AS steps,
-        sqrt(sum(distance_from_start::DOUBLE ^ 2)) / nullif(sqrt(sum(weight_norm::DOUBLE ^ 2)), 0) AS moved
-    FROM tensors
-    WHERE step = (SELECT max(step) FROM tensors)
+        sqrt(sum(distance_energy)) / nullif(sqrt(sum(weight_energy)), 0) AS moved
+    FROM tensor_steps
+    WHERE step = (SELECT max(step) FROM tensor_steps)
 ),
 lora AS (
-    SELECT sqrt(sum(delta_norm::DOUBLE ^ 2)) / nullif(sqrt(sum(base_norm::DOUBLE ^ 2)), 0) AS moved,
-        min(scale) AS scale
-    FROM adapters
-    WHERE step = (SELECT max(step) FROM adapters)
+    SELECT sqrt(sum(delta_energy)) / nullif(sqrt(sum(base_energy)), 0) AS moved,
+        min(scale_min) AS scale
+    FROM adapter_steps
+    WHERE step = (SELECT max(step) FROM adapter_steps)
 ),
 arrival AS (
-    SELECT coalesce(
-        sum(delivered::DOUBLE * intended_norm::DOUBLE ^ 2) / nullif(sum(intended_norm::DOUBLE ^ 2), 0), 1) AS delivered
-    FROM tensors
-    WHERE isfinite(delivered) AND isfinite(intended_norm)
+    SELECT coalesce(sum(finite_delivered_energy) / nullif(sum(finite_intended_energy), 0), 1) AS delivered
+    FROM tensor_steps
 ),
 -- Where eps outweighs the gradients, steps are small for another reason (PREC003).
 eps AS (
-    SELECT coalesce(sum(eps_dominated_fraction * p.numel) / sum(p.numel), 0) AS dominated
-    FROM tensors AS t JOIN params AS p USING (param)
-    WHERE eps_dominated_fraction IS NOT NULL
+    SELECT coalesce(sum(eps_dominated_sum * p.numel) / nullif(sum(eps_looks * p.numel), 0), 0) AS dominated
+    FROM tensor_windows AS t JOIN params AS p USING (param)
 ),
 lr AS (
     SELECT max(lr) AS peak_lr, max(base_lr) AS base_lr FROM groups

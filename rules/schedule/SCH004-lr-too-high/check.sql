@@ -2,15 +2,15 @@
 -- a held-out loss that did not come down with them.
 -- NaN: a last loss that is not finite counts as not having come down; other NaNs are left out.
 WITH per_step AS (
-    SELECT step, sqrt(sum(update_norm::DOUBLE ^ 2)) / nullif(sqrt(sum(weight_norm::DOUBLE ^ 2)), 0) AS ratio
-    FROM tensors
-    WHERE isfinite(update_norm) AND isfinite(weight_norm)
+    SELECT step, sqrt(sum(finite_update_energy)) / nullif(sqrt(sum(finite_weight_energy)), 0) AS ratio
+    FROM tensor_steps
+    WHERE finite_update_energy IS NOT NULL
     GROUP BY step
 ),
 early AS (
     SELECT median(ratio) AS ratio, min(step) AS first_step
     FROM per_step
-    WHERE step <= (SELECT max(step) / 4 FROM tensors)
+    WHERE step <= (SELECT max(step) / 4 FROM tensor_steps)
 ),
 curve AS (
     SELECT arg_min(loss, step) AS first_loss, arg_max(loss, step) AS last_loss, max(step) AS last_step
@@ -32,4 +32,4 @@ SELECT
 FROM early, curve
 WHERE early.ratio > $max_update
     AND (NOT isfinite(curve.last_loss) OR (curve.first_loss - curve.last_loss) / curve.first_loss
-        < CASE WHEN EXISTS (SELECT 1 FROM adapters) THEN 0 ELSE $min_fall END)
+        < CASE WHEN EXISTS (SELECT 1 FROM adapter_steps) THEN 0 ELSE $min_fall END)

@@ -12,7 +12,7 @@ WITH lost AS (
         count(DISTINCT param) FILTER (WHERE item = 'optimizer' AND key = 'z') AS averages,
         count(DISTINCT param) FILTER (WHERE item = 'optimizer' AND key = 'exp_avg_sq') AS moments,
         count(DISTINCT key) FILTER (WHERE item = 'group') AS counters
-    FROM continuity AS piece
+    FROM continuity
     WHERE (
         (item = 'optimizer' AND key IN ('z', 'exp_avg_sq') AND status IN ('missing', 'reset'))
         OR (
@@ -20,18 +20,11 @@ WITH lost AS (
             AND (status = 'missing' OR try_cast(loaded AS DOUBLE) < try_cast(saved AS DOUBLE))
         )
     )
-    -- A later resume from the same step has taken the place of this one.
-    AND NOT EXISTS (SELECT 1 FROM continuity AS later WHERE later.segment > piece.segment AND later.step <= piece.step)
+    AND segment NOT IN (SELECT segment FROM resumes WHERE superseded)
     GROUP BY segment, step
 ),
--- Ranks hold the same weights.
 looks AS (
-    SELECT segment, step, sqrt(sum(norm ^ 2)) AS size
-    FROM (
-        SELECT segment, step, param, max(update_norm::DOUBLE) AS norm
-        FROM tensors WHERE isfinite(update_norm) GROUP BY segment, step, param
-    )
-    GROUP BY segment, step
+    SELECT segment, step, sqrt(step_energy) AS size FROM tensor_steps WHERE step_energy IS NOT NULL
 ),
 usual AS (
     SELECT

@@ -9,8 +9,8 @@ WITH saves AS (
         saved.step,
         (saved.mode = 'y' AND saved.step > 1) OR coalesce(
             saved.digest = live.digest AND live.mode = 'y' AND (
-                SELECT count(DISTINCT step) FROM tensors
-                WHERE isfinite(update_norm) AND update_norm > 0 AND tensors.step <= saved.step
+                SELECT count(DISTINCT step) FROM tensor_steps AS looks
+                WHERE step_energy > 0 AND looks.step <= saved.step
             ) >= 2, false
         ) AS at_y
     FROM checksums AS saved

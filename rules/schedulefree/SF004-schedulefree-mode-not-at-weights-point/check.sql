@@ -20,5 +20,4 @@ WHERE item = 'schedule-free'
         WHERE average.segment = point.segment AND average.item = 'optimizer' AND average.key = 'z'
             AND average.loaded IS NOT NULL
     )
-    -- A later resume from the same step has taken the place of this one.
-    AND NOT EXISTS (SELECT 1 FROM continuity AS later WHERE later.segment > point.segment AND later.step <= point.step)
+    AND segment NOT IN (SELECT segment FROM resumes WHERE superseded)

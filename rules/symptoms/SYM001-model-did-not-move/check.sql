@@ -2,17 +2,17 @@
 -- it adapts (its A moves from a random start, which says nothing).
 -- NaN: a comparison with NaN is false, so a run that went non-finite is no hit here (SYM004 is its symptom).
 WITH last_look AS (
-    SELECT max(step) AS step FROM tensors WHERE distance_from_start IS NOT NULL
+    SELECT max(step) AS step FROM tensor_steps WHERE distance_energy IS NOT NULL
 ),
 weights AS (
-    SELECT sqrt(sum(distance_from_start::DOUBLE ^ 2)) / nullif(sqrt(sum(weight_norm::DOUBLE ^ 2)), 0) AS moved
-    FROM tensors
+    SELECT sqrt(sum(distance_energy)) / nullif(sqrt(sum(weight_energy)), 0) AS moved
+    FROM tensor_steps
     WHERE step = (SELECT step FROM last_look)
 ),
 lora AS (
-    SELECT sqrt(sum(delta_norm::DOUBLE ^ 2)) / nullif(sqrt(sum(base_norm::DOUBLE ^ 2)), 0) AS moved
-    FROM adapters
-    WHERE step = (SELECT max(step) FROM adapters)
+    SELECT sqrt(sum(delta_energy)) / nullif(sqrt(sum(base_energy)), 0) AS moved
+    FROM adapter_steps
+    WHERE step = (SELECT max(step) FROM adapter_steps)
 ),
 moved AS (
     SELECT

@@ -3,14 +3,8 @@
 -- loss rises on its own.
 -- A resume that was asked for a higher learning rate is left out where it got one: that is what raises the loss then.
 -- NaN: non-finite losses are left out (SYM004 is their symptom). NULL: no evaluation on one of the sides, no row.
-WITH resumes AS (
-    SELECT segment, min(step) AS start FROM events WHERE kind = 'resume' GROUP BY segment
-),
--- A later resume from the same step or an earlier one has taken the place of this one.
-counted AS (
-    SELECT segment, start
-    FROM resumes
-    WHERE NOT EXISTS (SELECT 1 FROM resumes AS later WHERE later.segment > resumes.segment AND later.start <= resumes.start)
+WITH counted AS (
+    SELECT segment, start FROM resumes WHERE NOT superseded
 ),
 -- The highest learning rate in effect soon after the resume, over the last one before it, of the group that rose most.
 rates AS (

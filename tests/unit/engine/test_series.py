@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import pytest
 
 from trainscope.engine.maps import draw_maps, group_modules
+from trainscope.engine.sandbox import DEFAULT_LIMITS
 from trainscope.engine.series import MAX_POINTS, SERIES, downsample, draw_series
 from trainscope.engine.tables import TableSource, from_rows
 from trainscope.schema import HeatMap, Series
@@ -143,6 +145,15 @@ class TestMaps:
         found = maps(rows)
         assert set(found) == {"delivered"}
         assert found["delivered"].values == [[1.0, None], [None, 0.5]]
+
+    def test_a_large_model_has_more_cells_than_a_query_rows(self) -> None:
+        rows = [
+            {"step": step, "param": f"block{block}.w", "update_norm": 1.0, "weight_norm": 2.0}
+            for step in range(1, 21)
+            for block in range(10)
+        ]
+        (found,) = draw_maps(from_rows({"tensors": rows}), dataclasses.replace(DEFAULT_LIMITS, rows=10))
+        assert [len(row) for row in found.values] == [20] * 10
 
     def test_at_most_sixty_by_sixty(self) -> None:
         rows = [

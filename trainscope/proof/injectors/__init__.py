@@ -6,13 +6,41 @@ what was measured. Knows nothing of rules.
 
 from __future__ import annotations
 
-from trainscope.proof.injectors import adapters, average, data, noise, schedule, schedulefree, state, training
+from trainscope.proof.injectors import (
+    adapters,
+    average,
+    data,
+    feeding,
+    looping,
+    noise,
+    optimizer,
+    precision,
+    schedule,
+    schedulefree,
+    state,
+    training,
+    weights,
+)
 from trainscope.proof.injectors.kinds import Injectors
 from trainscope.trainer.callbacks import Callback
 
 INJECTORS: Injectors = {
     name: make
-    for module in (training, state, schedule, data, schedulefree, average, adapters, noise)
+    for module in (
+        training,
+        state,
+        schedule,
+        data,
+        schedulefree,
+        average,
+        adapters,
+        noise,
+        looping,
+        feeding,
+        weights,
+        optimizer,
+        precision,
+    )
     for name, make in module.INJECTORS.items()
 }
 
