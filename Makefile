@@ -40,6 +40,8 @@ check: install  ## lint, types, layers, rules
 
 bench: install
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/writer.py
+	$(BIN)/python benchmarks/audit.py
 
 proofs: install  ## rerun every proof and record what it measured in rules/proofs.json
 	$(BIN)/trainscope rules test --record

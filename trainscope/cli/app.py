@@ -17,6 +17,7 @@ import typer
 from trainscope import __version__
 from trainscope.cli.audit import audit
 from trainscope.cli.config import config_app
+from trainscope.cli.exec import exec_
 from trainscope.cli.fix import fix
 from trainscope.cli.init import init
 from trainscope.cli.lora import lora_app
@@ -62,6 +63,8 @@ def _options(
 
 for verb in (init, run, preflight, audit, fix, prove, sql):
     app.command()(verb)
+# What stands behind the command is its own, whatever it begins with.
+app.command("exec", context_settings={"allow_interspersed_args": False})(exec_)
 app.add_typer(rules_app, name="rules")
 app.add_typer(config_app, name="config")
 app.add_typer(lora_app, name="lora")
@@ -73,7 +76,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that has no "≥" shows "?", which is no reason to fail
     # Known before parsing, so that an error in the parsing itself can be debugged too.
-    debug = "--debug" in sys.argv
+    own = sys.argv.index("exec") if "exec" in sys.argv else len(sys.argv)  # behind it, it may be the script's
+    debug = "--debug" in sys.argv[:own]
     if debug:
         sys.argv.remove("--debug")
     try:

@@ -55,6 +55,11 @@ def _audited(run: Path) -> tuple[Report, str, list[dict[str, Any]], Path | None]
     from trainscope.runlog.reader import read_run
 
     report, read = audit_run(run), read_run(run)
+    if not read.config_text.strip():
+        raise ConfigError(
+            f"{run} was recorded from a training that no cfg.toml describes: there is none to correct",
+            hint=f"`trainscope audit {run}` says what to change",
+        )
     return report, read.config_text, read.config_rows(), read.config_path
 
 

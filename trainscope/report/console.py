@@ -33,7 +33,7 @@ _SHOWN_CODES = 6
 def print_report(report: dict[str, Any], console: Console, *, run_dir: Path) -> None:
     """Print the story of a report: about forty lines for one diagnosis."""
     story = tell(report)
-    out = _Printer(console)
+    out = _Printer(console, fixable=bool(report.get("config")))
     out.verdict(story)
     for number, card in enumerate([*story.cards, *story.others], 1):
         out.card(card, number if len(story.cards) + len(story.others) > 1 else None, run_dir)
@@ -42,8 +42,10 @@ def print_report(report: dict[str, Any], console: Console, *, run_dir: Path) -> 
 
 
 class _Printer:
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, fixable: bool) -> None:
+        """`fixable`: there is a cfg.toml that remedies can be applied to."""
         self._console = console
+        self._fixable = fixable
         self._ascii = console.options.ascii_only
 
     def verdict(self, story: Story) -> None:
@@ -122,7 +124,7 @@ class _Printer:
             lines.append(self._text(f"Proven: {wording.proof_sentence(remedy['proof'])}"))
         if remedy["cost"]:
             lines.append(self._text(f"Cost: {remedy['cost']}"))
-        if patch:
+        if patch and self._fixable:
             command = f"trainscope fix {shlex.quote(str(run_dir))}"
             lines.append(self._text(command, "bold").append_text(self._text(" writes the corrected cfg.toml")))
         return Group(*lines)

@@ -1,0 +1,9 @@
+"""The training of train.py, watched by a callback."""
+
+from __future__ import annotations
+
+from train import main
+
+from trainscope.integrations.huggingface import TrainscopeCallback
+
+main((TrainscopeCallback(name="hf-trainer"),))
