@@ -3,7 +3,7 @@
 -- fp16's smallest normal number as fp16 had it, that is before unscaling and clipping: 1024 steps of its last grid,
 -- 2^-24.
 -- That it was fp16 is read off the numbers too: where zeros are, the largest element is a whole number of such steps.
--- Of a long run some fifty looks, evenly spread, tell it as well as all.
+-- Of a long run a hundred looks, evenly spread, tell it as well as all.
 -- NaN: a look with a non-finite element is left out, and so are steps that were skipped. NULL: a tensor without a
 -- gradient has no largest element and is left out; without clipping clip_coef is NULL and counts as 1.
 WITH taken AS (
@@ -12,22 +12,13 @@ WITH taken AS (
     WHERE NOT coalesce(skipped, false)
     GROUP BY step
 ),
-numbered AS (
-    SELECT step, row_number() OVER (ORDER BY step) AS number, count(*) OVER () AS looks
-    FROM (SELECT DISTINCT step FROM tensor_steps)
-),
-chosen AS (
-    SELECT step, loss_scale, clip_coef
-    FROM numbered JOIN taken USING (step)
-    WHERE (looks - number) % greatest(1, looks // 50) = 0
-),
 looks AS (
     SELECT
         t.step,
         t.grad_zero_count / (t.grad_zero_count + t.nonzero_count) AS zeros,
         t.grad_absmax::DOUBLE / coalesce(c.clip_coef, 1) * coalesce(c.loss_scale, 1) * 2 ^ 24 AS largest,
         c.loss_scale
-    FROM tensors AS t JOIN chosen AS c USING (step)
+    FROM tensor_looks AS t JOIN taken AS c USING (step)
     WHERE isfinite(t.grad_absmax) AND t.nonfinite = 0 AND t.grad_zero_count + t.nonzero_count > 0
 ),
 run AS (

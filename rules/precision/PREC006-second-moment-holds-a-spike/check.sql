@@ -5,20 +5,14 @@
 -- Weights that have grown to a multiple of what they were at the first look were thrown away, and the gradients died
 -- with them: then small steps are no loss, and there is no hit. (SCH004 is about that.) `frozen` tells of v's that did
 -- not change by a bit in that half: in bf16 a decay of 0.999 is rounded away.
--- Of a long run some fifty looks, evenly spread, tell it as well as all.
+-- Of a long run fifty looks, evenly spread, tell it as well as all.
 -- NaN: weights that are not finite give no hit (SYM004); NaN and NULL: tensors without gradient or second moment have
 -- no ratio and are left out, as are gradients that are all 0 (LOOP001, PREC005), of which no v̂ can be told.
-WITH numbered AS (
-    SELECT step, row_number() OVER (ORDER BY step) AS number, count(*) OVER () AS looks
-    FROM (SELECT DISTINCT step FROM tensor_steps WHERE step > (SELECT max(step) / 2 FROM tensor_steps))
-),
-chosen AS (
-    SELECT step FROM numbered WHERE (looks - number) % greatest(1, looks // 50) = 0
-),
-late AS (
+WITH late AS (
     SELECT t.step, t.param, t.g2_over_v::DOUBLE AS ratio, t.grad_norm::DOUBLE AS gradient, t.state_v_max, t.state_v_min
-    FROM tensors AS t JOIN chosen USING (step)
-    WHERE isfinite(t.g2_over_v) AND t.g2_over_v > 0 AND isfinite(t.grad_norm) AND t.grad_norm > 0
+    FROM tensor_looks AS t
+    WHERE t.step > (SELECT max(step) / 2 FROM tensor_steps)
+        AND isfinite(t.g2_over_v) AND t.g2_over_v > 0 AND isfinite(t.grad_norm) AND t.grad_norm > 0
 ),
 looks AS (
     SELECT step, sum(gradient ^ 2) / sum(gradient ^ 2 / ratio) AS ratio, sqrt(sum(gradient ^ 2)) AS gradient
