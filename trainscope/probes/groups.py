@@ -6,7 +6,8 @@ All of it is on the host already. Knows nothing of how an optimizer is built or 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +15,22 @@ import torch
 COPIED = ("d", "d0", "d_max", "d_hat", "d_numerator", "d_denom", "weight_sum", "lr_max", "scheduled_lr")
 
 
+READ = ("name", "lr", "initial_lr", "weight_decay", "betas", "eps", "k", "train_mode", *COPIED)
+
+
+@dataclass(frozen=True)
+class GroupsState:
+    """What the groups held when a step was over: numbers of their own, so that it may be looked at later."""
+
+    used: list[dict[str, Any]]
+    """What the step used, before the schedule moved on."""
+    groups: list[dict[str, Any]]
+    scheduler_step: int | None
+    base_lrs: list[Any] | None
+
+
 class GroupsProbe:
-    """Call `before_step` before the optimizer and its scheduler step, `after_step` after both."""
+    """Call `before_step` before the optimizer and its scheduler step, `after_step` after both, and `rows` in time."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, scheduler: object | None = None) -> None:
         self._optimizer = optimizer
@@ -24,49 +39,40 @@ class GroupsProbe:
 
     def before_step(self) -> None:
         """Remember the values that the step is going to use."""
-        self._used = [
-            {key: group.get(key) for key in ("lr", "weight_decay", "d")} for group in self._optimizer.param_groups
-        ]
+        self._used = [_copied(group, ("lr", "weight_decay", "d")) for group in self._optimizer.param_groups]
 
-    def after_step(self, step: int) -> list[dict[str, Any]]:
+    def after_step(self) -> GroupsState:
+        """The rest is taken as the step left it."""
+        groups = [_copied(group, READ) for group in self._optimizer.param_groups[: len(self._used)]]
+        for group, copied in zip(self._optimizer.param_groups, groups, strict=False):
+            if group.get("relative_step"):
+                copied["relative_lr"] = self._relative_step(group)
+        base_lrs = getattr(self._scheduler, "base_lrs", None)
+        step = getattr(self._scheduler, "last_epoch", None)
+        return GroupsState(self._used, groups, step, list(base_lrs) if base_lrs else None)
+
+    def rows(self, step: int, state: GroupsState) -> list[dict[str, Any]]:
         """One row for each group: `lr` as the step used it, the rest as the step left it."""
-        return [{"step": step, **self._row(number, used)} for number, used in enumerate(self._used)]
+        return [{"step": step, **self._row(number, state)} for number in range(len(state.used))]
 
-    def _row(self, number: int, used: Mapping[str, Any]) -> dict[str, Any]:
-        group = self._optimizer.param_groups[number]
-        lr = _number(used["lr"])
+    def _row(self, number: int, state: GroupsState) -> dict[str, Any]:
+        used, group = state.used[number], state.groups[number]
+        base_lr = state.base_lrs[number] if state.base_lrs else group.get("initial_lr", group.get("lr"))
         return {
             "group": number,
             "name": group.get("name", f"group {number}"),
-            "lr": lr,
-            "base_lr": _number(self._base_lr(number, group)),
-            "effective_lr": self._effective_lr(lr, used, group),
-            "weight_decay": _number(used["weight_decay"]),
+            "lr": _number(used.get("lr")),
+            "base_lr": _number(base_lr),
+            "effective_lr": _effective_lr(used, group),
+            "weight_decay": _number(used.get("weight_decay")),
             "betas": json.dumps(list(group["betas"])) if "betas" in group else None,
             "eps": _number(group.get("eps")),
             "scheduler_type": type(self._scheduler).__name__ if self._scheduler is not None else None,
-            "scheduler_step": getattr(self._scheduler, "last_epoch", None),
+            "scheduler_step": state.scheduler_step,
             **{key: _number(group.get(key)) for key in COPIED},
             "k": group.get("k"),
             "train_mode": group.get("train_mode"),
         }
-
-    def _base_lr(self, number: int, group: Mapping[str, Any]) -> object:
-        base_lrs = getattr(self._scheduler, "base_lrs", None)
-        return base_lrs[number] if base_lrs else group.get("initial_lr", group.get("lr"))
-
-    def _effective_lr(self, lr: float | None, used: Mapping[str, Any], group: Mapping[str, Any]) -> float | None:
-        """What multiplies the normalised update.
-
-        lr·d for Prodigy and D-Adaptation, scheduled_lr for Schedule-Free, Adafactor's own with `relative_step`.
-        """
-        if group.get("relative_step"):
-            return self._relative_step(group)
-        d = _number(used["d"])
-        if d is not None and lr is not None:
-            return lr * d
-        scheduled = _number(group.get("scheduled_lr"))
-        return scheduled if scheduled is not None else lr
 
     def _relative_step(self, group: Mapping[str, Any]) -> float | None:
         """Adafactor's rate (arXiv 1804.04235, section 9), before it is scaled to a tensor's size."""
@@ -74,6 +80,29 @@ class GroupsProbe:
         if step == 0:
             return None
         return float(min(1e-6 * step if group["warmup_init"] else 1e-2, step**-0.5))
+
+
+def _copied(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Some optimizers keep their numbers in tensors, which a later step overwrites."""
+    found = {key: group[key] for key in keys if key in group}
+    for key, value in found.items():
+        if isinstance(value, torch.Tensor):
+            found[key] = float(value)
+    return found
+
+
+def _effective_lr(used: Mapping[str, Any], group: Mapping[str, Any]) -> float | None:
+    """What multiplies the normalised update.
+
+    lr·d for Prodigy and D-Adaptation, scheduled_lr for Schedule-Free, Adafactor's own with `relative_step`.
+    """
+    if "relative_lr" in group:
+        return _number(group["relative_lr"])
+    lr, d = _number(used.get("lr")), _number(used.get("d"))
+    if d is not None and lr is not None:
+        return lr * d
+    scheduled = _number(group.get("scheduled_lr"))
+    return scheduled if scheduled is not None else lr
 
 
 def _number(value: object) -> float | None:

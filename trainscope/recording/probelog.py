@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -46,6 +46,7 @@ class ProbeLog:
         self._on_event = on_event
         self._on_steps = on_steps
         self._pending: list[Pending] = []
+        self._later: list[tuple[str, Callable[[], Pending | Iterable[dict[str, Any]]]]] = []
         self._rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         """Rows on the host by table and columns: to hand them over one by one would cost as much as to write them."""
         self.failed: set[str] = set()
@@ -63,6 +64,13 @@ class ProbeLog:
             self._pending.append(measured)
         elif measured is not None:
             self._hand_over(measured)
+
+    def later(self, table: str, make: Callable[[], Pending | Iterable[dict[str, Any]]]) -> None:
+        """Rows that are made when values are brought over: many steps' at once, when nothing waits for them.
+
+        Between two operations of a small model the same code takes several times as long.
+        """
+        self._later.append((table, make))
 
     def add_row(self, table: str, /, **values: Any) -> None:
         """A row, handed over with the next that are brought over."""
@@ -107,6 +115,8 @@ class ProbeLog:
 
     def drain(self) -> None:
         """Bring over what is still on the device, and let the writer write if it is time."""
+        begun = time.perf_counter()
+        self._make_rows()
         started = time.perf_counter()
         pending, self._pending = self._pending, []
         for record in self._collected(pending):
@@ -115,9 +125,9 @@ class ProbeLog:
                 self._on_steps(record.columns)
         self._hand_over_rows()
         self._write(self._writer.flush_if_due)
-        seconds = time.perf_counter() - started
-        self.spent["drain"] += seconds
-        self.late_seconds += seconds
+        ended = time.perf_counter()
+        self.spent["drain"] += ended - started
+        self.late_seconds += ended - begun
 
     def flush(self) -> None:
         """Everything measured so far is on disk when this returns; if the disk fails, that is told and no more."""
@@ -143,6 +153,18 @@ class ProbeLog:
             self._writer.add(record)
         except Exception as error:
             self._give_up(record.table, error)
+
+    def _make_rows(self) -> None:
+        later, self._later = self._later, []
+        for table, make in later:
+            made: Pending | Iterable[dict[str, Any]] = ()
+            with self.guarded(table):  # also what was seen before its probe failed
+                made = make()
+            if isinstance(made, Pending):
+                self._pending.append(made)
+            else:
+                for row in made:
+                    self.add_row(table, **row)
 
     def _hand_over_rows(self) -> None:
         waiting, self._rows = self._rows, {}

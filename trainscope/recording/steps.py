@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -120,8 +121,9 @@ class StepRecorder:
         if adapters and self.due("adapters", step):
             log.add(self._letting_go("adapters", lambda: adapters.measure(step)))
         if groups:
-            for row in log.attempt("groups", lambda: groups.after_step(step)) or ():
-                log.add_row("groups", **row)
+            found = log.attempt("groups", groups.after_step)
+            if found is not None:
+                log.later("groups", partial(groups.rows, step, found))
         spent, log.spent = log.spent, defaultdict(float)
         probe_seconds = sum(spent.values())
         seconds = known["seconds"] + log.late_seconds + time.perf_counter() - started
@@ -133,11 +135,7 @@ class StepRecorder:
             "probe_seconds": probe_seconds,
             "rss_bytes": self._resident(),
         }
-        if values:
-            there = torch.stack([value.detach().double() for value in values.values()]).unsqueeze(1)
-            log.add(Pending("steps", step, {name: [value] for name, value in known.items()}, tuple(values), there))
-        else:
-            log.add_row("steps", step=step, **known)
+        log.later("steps", partial(_row, step, values, known))
         always = spent["groups"] + spent["losses"]
         if self.cadence.learn(
             step_seconds=seconds - probe_seconds, look_seconds=probe_seconds - always, always_seconds=always
@@ -157,3 +155,11 @@ class StepRecorder:
         if table in self.log.failed:
             setattr(self, f"_{table}", None)
         return result
+
+
+def _row(step: int, values: dict[str, Tensor], known: dict[str, Any]) -> Pending | list[dict[str, Any]]:
+    """Of `steps`."""
+    if not values:
+        return [{"step": step, **known}]
+    there = torch.stack([value.detach().double() for value in values.values()]).unsqueeze(1)
+    return Pending("steps", step, {name: [value] for name, value in known.items()}, tuple(values), there)

@@ -154,7 +154,7 @@ class Recorder:
         probes: dict[str, LossesProbe | BatchesProbe | None] = {"losses": self._losses, "batches": self._batches}
         for table, probe in probes.items():
             if probe is not None and seen[table]:
-                self.log.add(self.log.attempt(table, partial(probe.rows, step, seen[table])))
+                self.log.later(table, partial(probe.rows, step, seen[table]))
         self._steps.step_done(step, values, known)
         self._session.probes_every = self._steps.cadence.every
 

@@ -32,7 +32,7 @@ def rows_of_steps(kind: str, steps: int, **more: Any) -> tuple[list[dict[str, An
         set_grads(params, step)
         probe.before_step()
         optimizer.step()
-        rows += probe.after_step(step)
+        rows += probe.rows(step, probe.after_step())
     return rows, optimizer
 
 
@@ -104,7 +104,7 @@ def test_adafactor_has_a_rate_of_its_own(warmup_init: bool) -> None:
         set_grads(params, 1)
         probe.before_step()
         made.step()
-        (row,) = probe.after_step(step)
+        (row,) = probe.rows(step, probe.after_step())
         found = row["effective_lr"]
         assert state["step"] == step
         assert found == pytest.approx(made._get_lr(made.param_groups[0], state))
