@@ -6,7 +6,6 @@ owns the loop, nor of where its objects come from.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
@@ -65,7 +64,6 @@ class Watch:
         self._averaging = Averaging(self._recorder, run, self._guard)
         self._hooks = StepHooks(optimizer, self._before_step, self._after_step, self._see_closure, self._guard)
         self._undo: list[Callable[[], None]] = [self._hooks.remove]
-        self._next_rss = 0.0
         self._mark = self._stepping = time.perf_counter()
 
     # ---- what is watched
@@ -244,7 +242,9 @@ class Watch:
     def _step_done(self, measured: dict[str, Tensor], known: dict[str, Any], *, skipped: bool) -> None:
         losses, told = self._tally.take()
         measured |= losses
-        known |= {"optimizer_steps": self._done, **told, **self._memory()}
+        known |= {"optimizer_steps": self._done, **told}
+        if self._device.type == "cuda":
+            known["memory_bytes"] = torch.cuda.max_memory_allocated(self._device)
         if self._scaler is not None:
             known["skipped"] = skipped
             scale = getattr(self._scaler, "_scale", None)
@@ -262,19 +262,6 @@ class Watch:
         norms = torch._foreach_norm(grads, 2, dtype=torch.float32)
         whole: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(self._device) for norm in norms]).double())
         return whole
-
-    def _memory(self) -> dict[str, int]:
-        """The process's memory is read from the system, which may take milliseconds: once a second will do."""
-        found: dict[str, int] = {}
-        if self._device.type == "cuda":
-            found["memory_bytes"] = torch.cuda.max_memory_allocated(self._device)
-        if time.monotonic() >= self._next_rss:
-            self._next_rss = time.monotonic() + 1.0
-            with contextlib.suppress(ImportError):
-                import psutil
-
-                found["rss_bytes"] = psutil.Process().memory_info().rss
-        return found
 
     def _see_closure(self, result: Any) -> None:
         """The loss that a closure returns, where nobody told another."""
