@@ -25,11 +25,14 @@ browser:
 			&& apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
 		|| echo "Chromium is missing, and the report's tests need it: sudo apt-get install chromium"
 
+# A process of tests for each core, each with one thread: two that share two cores would wait for each other.
+test test-all: export OMP_NUM_THREADS := 1
+
 test: install browser  ## everything but the slow tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -q
 
-test-all: install browser
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+test-all: install browser  ## also long runs, every case of every rule, and property tests with more examples
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 check: install  ## lint, types, layers, rules
 	$(BIN)/ruff check .

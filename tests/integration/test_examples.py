@@ -42,6 +42,8 @@ FAULTS = {
         "weights-in-bf16": "PREC001",
     },
 }
+QUICK = ("bf16-weights", "decay-outlives-run")
+"""Of the faults, those that `make test` trains with; a cure and its healthy twin take half a minute each."""
 ONE_BY_ONE = [(folder, name, code) for folder, faults in FAULTS.items() for name, code in faults.items()]
 
 
@@ -60,7 +62,10 @@ def loss(run_dir: Path) -> float:
     return measured
 
 
-@pytest.mark.parametrize(("folder", "name", "code"), ONE_BY_ONE, ids=[f"{f[:2]}-{n}" for f, n, _ in ONE_BY_ONE])
+@pytest.mark.parametrize(
+    ("folder", "name", "code"),
+    [pytest.param(f, n, c, id=f"{f[:2]}-{n}", marks=[] if n in QUICK else pytest.mark.slow) for f, n, c in ONE_BY_ONE],
+)
 def test_a_fault_is_named_and_cured(folder: str, name: str, code: str, tmp_path: Path) -> None:
     faulty = run(EXAMPLES / folder / f"{name}.toml")
     report = audit_run(faulty)
@@ -80,9 +85,15 @@ def test_a_fault_is_named_and_cured(folder: str, name: str, code: str, tmp_path:
 
 
 @pytest.mark.parametrize("folder", FAULTS)
-def test_the_healthy_twin_is_silent_because_the_rules_looked(folder: str) -> None:
+def test_the_healthy_twin_is_silent(folder: str) -> None:
     report = audit_run(run(EXAMPLES / folder / "healthy.toml"))
     assert [finding.code for finding in report.findings if finding.severity != "info"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FAULTS)
+def test_it_is_silent_because_the_rules_looked(folder: str) -> None:
+    report = audit_run(run(EXAMPLES / folder / "healthy.toml"))
     outcomes = {outcome.code: outcome.outcome for outcome in report.rules}
     for name in FAULTS[folder]:
         for fired in audit_run(run(EXAMPLES / folder / f"{name}.toml")).findings:
@@ -125,7 +136,7 @@ def rise(run_dir: Path) -> float:
     return float(max(losses[step] for step in range(121, 131)) / losses[120])
 
 
-@pytest.mark.parametrize("batches", ["", "-accumulated"])
+@pytest.mark.parametrize("batches", ["", pytest.param("-accumulated", marks=pytest.mark.slow)])
 def test_s4_a_cold_restart_is_named_and_its_state_cures_it(batches: str) -> None:
     faulty = resumed(f"cold-restart{batches}")
     report = audit_run(faulty)

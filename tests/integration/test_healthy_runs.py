@@ -33,9 +33,17 @@ LORA = 10
 """By how much SGD's steps may be larger with adapters, whose gradient is smaller."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "finetune"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+QUICK = (("adamw", "lora"), ("prodigy", "finetune"), ("adamw-schedulefree", "lora"))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "method"),
+    [
+        pytest.param(optimizer, method, marks=[] if (optimizer, method) in QUICK else pytest.mark.slow)
+        for optimizer in OPTIMIZERS
+        for method in ("lora", "finetune")
+    ],
+)
 def test_no_rule_fires(optimizer: str, method: str) -> None:
     rate = RATES.get(optimizer, 1.0) * (LORA if optimizer.startswith("sgd") and method == "lora" else 1)
     run = make_run(

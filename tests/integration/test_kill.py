@@ -279,6 +279,7 @@ def test_an_audit_of_a_run_that_still_goes(start: Start) -> None:
 # ---- runs never meet
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_take_two_directories(start: Start) -> None:
     both = [start("--no-audit", steps=3, folder="same") for _ in range(2)]
     ends = [one.process.communicate(timeout=120) for one in both]

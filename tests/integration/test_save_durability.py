@@ -146,7 +146,9 @@ class Watched:
         return call
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[name if name == "lora" else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def session(request: pytest.FixtureRequest, few: Path) -> Session:
     """A session with state, made without a backward pass, after which torch would not let a process fork."""
     built = build_session(resolved(few, CASES[request.param]))

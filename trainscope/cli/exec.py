@@ -87,16 +87,15 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
         child = subprocess.Popen(  # noqa: S603
             command, env=environment, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before)
         )
-    except OSError as error:
-        raise ConfigError(
-            f"cannot run {command[0]}: {error.strerror or error}", hint="trainscope exec -- python train.py …"
-        ) from error
-    try:
         while child.poll() is None:
             info = signal.sigwaitinfo({*FORWARDED, signal.SIGCHLD})
             # What the terminal sends, it sends to the script as well.
             if info.si_signo != signal.SIGCHLD and info.si_code <= 0:
                 child.send_signal(info.si_signo)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot run {command[0]}: {error.strerror or error}", hint="trainscope exec -- python train.py …"
+        ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return child.returncode

@@ -162,7 +162,10 @@ def stride_of(numel: int, wanted: int = SAMPLE_ELEMENTS) -> int:
 
 def _steps(steps: Sequence[Tensor | int], device: torch.device) -> Tensor:
     """How often each tensor has been stepped, float32 [tensors]; a count that lies on a device is not waited for."""
-    if any(isinstance(step, Tensor) for step in steps):
+    counted = [step for step in steps if isinstance(step, Tensor)]
+    if len(counted) == len(steps) and len({(step.dtype, step.device, step.shape) for step in counted}) == 1:
+        return torch.stack(counted).reshape(-1).to(device, torch.float32)
+    if counted:
         return torch.stack([torch.as_tensor(s, dtype=torch.float32).reshape(()).to(device) for s in steps])
     return torch.tensor(steps, dtype=torch.float32, device=device)
 

@@ -112,6 +112,7 @@ def test_what_cannot_be_run_is_told(tmp_path: Path) -> None:
         result = trainscope("exec", *arguments)
         assert result.code == 2, result.err
         assert says in result.message
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()), "signals stay blocked for whoever comes after"
 
 
 def test_an_unmodified_loop_is_recorded_and_its_fault_found(tmp_path: Path) -> None:
