@@ -1,8 +1,8 @@
 """What a training step of trainscope costs beside the same step written by hand, and how long the first one takes.
 
-The loop by hand is that of diffusers' examples: cached latents and embeddings, noise from the global generator, AdamW,
-clipping, a schedule. The two take turns, a block of steps each, in one process, so that a busy machine slows both
-alike. trainscope records its steps and groups (always complete); its probes are off.
+The loop by hand is that of diffusers' examples: cached latents and embeddings from a DataLoader, noise from the global
+generator, AdamW, clipping, a schedule. The two take turns, a block of steps each, in one process, so that a busy
+machine slows both alike. trainscope records its steps, groups and losses (always complete); its probes are off.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from diffusers.optimization import get_scheduler
 from models import save_model
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from trainscope.proof.runs import RunSpec
 from trainscope.runlog.rundir import create_run
@@ -79,22 +81,21 @@ class ByHand:
         self.optimizer = torch.optim.AdamW(self.params, lr=LEARNING_RATE, foreach=True)
         self.schedule = get_scheduler("constant", self.optimizer)
         batches = [load_batch(session, [sample], position=0) for sample in session.data.train]
-        self.latents = torch.cat([batch.latents for batch in batches])
-        self.text = torch.cat([batch.text for batch in batches])
-        self.order = self._shuffled()
+        cached = TensorDataset(
+            torch.cat([batch.latents for batch in batches]), torch.cat([batch.text for batch in batches])
+        )
+        size = session.config.train.batch_size
+        self.loader = DataLoader(cached, batch_size=size, shuffle=True, drop_last=True)
+        self.batches = self._forever()
 
-    def _shuffled(self) -> Iterator[list[int]]:
-        size = self.session.config.train.batch_size
+    def _forever(self) -> Iterator[list[Tensor]]:
         while True:
-            order = torch.randperm(len(self.latents)).tolist()
-            for start in range(0, len(order) - size + 1, size):
-                yield order[start : start + size]
+            yield from self.loader
 
     def step(self) -> None:
-        batch = next(self.order)
-        latents, text = self.latents[batch], self.text[batch]
+        latents, text = next(self.batches)
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, 1000, (len(batch),))
+        timesteps = torch.randint(0, 1000, (len(latents),))
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
         prediction = self.unet(noisy, timesteps, text, return_dict=False)[0]
         loss = torch.nn.functional.mse_loss(prediction.float(), noise)

@@ -168,11 +168,10 @@ def test_a_log_that_is_not_there_is_not_observable(own_run: Path) -> None:
 
 
 def test_a_flipped_bit_is_found(own_run: Path) -> None:
-    """A bit flipped anywhere in a Parquet file never makes another number, but in its description of itself."""
+    """A bit flipped anywhere in a Parquet file never makes another number."""
     part, rng = _part(own_run), random.Random(0)
     whole, query = part.read_bytes(), "SELECT * FROM steps ORDER BY step"
     numbers = trainscope("sql", own_run, query).out
-    other = 0
     for _ in range(120):
         broken = bytearray(whole)
         broken[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
@@ -180,8 +179,7 @@ def test_a_flipped_bit_is_found(own_run: Path) -> None:
         result = trainscope("sql", own_run, query)
         assert result.code in (0, 2), result.err
         assert result.code == 0 or str(part) in result.message
-        other += result.code == 0 and result.out != numbers
-    assert other <= 6, f"{other} of 120 damaged files gave other numbers"
+        assert result.code == 2 or result.out == numbers
 
 
 # ---- options

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainscope.runlog.stamp import stamped
 from trainscope.runlog.tables import FLAG, INT, REAL, SMALL_REAL, TABLES
 from trainscope.schema import Record
 
@@ -71,7 +72,7 @@ class Encoder:
         self._known: dict[tuple[str, str], tuple[list[Any], pa.Array]] = {}
         """The last long list of a column, and what became of it."""
 
-    def encode(self, table: str, rows: Sequence[Rows]) -> tuple[pa.Buffer | None, str]:
+    def encode(self, table: str, rows: Sequence[Rows]) -> tuple[bytes | None, str]:
         """A file of all rows that are what the table holds, and what is wrong with the others; None: no row is."""
         try:
             arrow, reason = self._table(table, rows), ""
@@ -132,7 +133,7 @@ def _runs(lists: Sequence[list[Any]], remembered: Callable[[list[Any]], pa.Array
             yield pa.array([value for values in group for value in values], type=of)
 
 
-def _parquet(arrow: pa.Table) -> pa.Buffer:
+def _parquet(arrow: pa.Table) -> bytes:
     floats = [field.name for field in arrow.schema if pa.types.is_floating(field.type)]
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -144,7 +145,7 @@ def _parquet(arrow: pa.Table) -> pa.Buffer:
         store_schema=False,  # Parquet's own types say all
         write_page_checksum=True,
     )
-    return sink.getvalue()
+    return stamped(memoryview(sink.getvalue()))
 
 
 def _kept(values: Any, dtype: type | None) -> Column:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from trainscope.errors import RunError
 from trainscope.runlog.rundir import RunDir
+from trainscope.runlog.stamp import check_stamp
 from trainscope.runlog.tables import TABLES
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ def _read(file: Path, schema: pa.Schema, kept: _Kept) -> list[pa.RecordBatch]:
     rows = 0
     try:
         # Without the checksums, every third flipped bit would be read as another number.
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        content = file.read_bytes()
+        check_stamp(memoryview(content))
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as parquet:
             found = parquet.schema_arrow
             for batch in parquet.iter_batches(use_threads=False):
                 batch.validate(full=True)  # pyarrow hands out some that are not whole

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,18 +28,19 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0)
+        self._begun = self._started = time.perf_counter()
+
+    def start(self) -> None:
         self._started = time.perf_counter()
 
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[part] += time.perf_counter() - started
+    def stop(self, part: str) -> None:
+        """What went by since the start belongs to a part."""
+        self.seconds[part] += time.perf_counter() - self._started
 
     def columns(self) -> dict[str, float]:
         """The timing columns of `steps`."""
         parts = {f"{part}_seconds": seconds for part, seconds in self.seconds.items()}
-        return {"seconds": time.perf_counter() - self._started, **parts}
+        return {"seconds": time.perf_counter() - self._begun, **parts}
 
 
 def optimizer_step(
@@ -67,22 +67,25 @@ def optimizer_step(
     processes = session.processes
     for done, micro_batch in enumerate(micro_batches[carried.count :], start=carried.count + 1):
         own = processes.share(micro_batch.samples)
-        with watch("data"):
-            # With nothing to do in a short batch, a process still takes part in averaging: with a loss of 0.
-            batch = load_batch(session, own or micro_batch.samples[:1], micro_batch.position)
-            draw = session.draws.at(micro_batch.position, batch.samples, batch.latents.shape[1:])
-            draw_there = draw.to(session.device)
+        watch.start()
+        # With nothing to do in a short batch, a process still takes part in averaging: with a loss of 0.
+        batch = load_batch(session, own or micro_batch.samples[:1], micro_batch.position)
+        draw = session.draws.at(micro_batch.position, batch.samples, batch.latents.shape[1:])
+        draw_there = draw.to(session.device)
+        watch.stop("data")
         with without_averaging(session.wrapped_models if done < len(micro_batches) else ()):
-            with watch("forward"):
-                # Divided by the step's samples, not by its micro-batches: a short last batch weighs no more than its
-                # share. Gradients are averaged over the processes, and so are losses.
-                share = processes.count / samples if own else 0.0
-                denoised = denoise(session, batch, draw_there, session.objective)
-                micro_loss = denoised.weighted.sum() * share
+            watch.start()
+            # Divided by the step's samples, not by its micro-batches: a short last batch weighs no more than its
+            # share. Gradients are averaged over the processes, and so are losses.
+            share = processes.count / samples if own else 0.0
+            denoised = denoise(session, batch, draw_there, session.objective)
+            micro_loss = denoised.weighted.sum() * share
+            watch.stop("forward")
             if own:
                 recorder.micro_batch(micro_batch.position, batch, draw, denoised)
-            with watch("backward"):
-                session.scaler.scale(micro_loss).backward()
+            watch.start()
+            session.scaler.scale(micro_loss).backward()
+            watch.stop("backward")
         loss = loss + micro_loss.detach()
         session.micro_step += 1
         for callback in callbacks:
@@ -95,19 +98,20 @@ def optimizer_step(
 
     for callback in callbacks:
         callback.before_optimizer(session)
-    with watch("optimizer"):
-        grad_norm, clip_coef = _unscale_and_clip(session)
-        recorder.before_step()
-        loss_scale = session.scaler.get_scale() if session.scaler.is_enabled() else 1.0
-        skipped = _step(session)
-        recorder.after_step()
-        session.optimizer.zero_grad(set_to_none=True)
-        if not skipped:
-            session.optimizer_steps += 1
-            session.scheduler.step()
-            if session.ema is not None and (session.step + 1) % session.config.ema.every == 0:
-                with recorder.around_ema():
-                    session.ema.step(session.tensors)
+    watch.start()
+    grad_norm, clip_coef = _unscale_and_clip(session)
+    recorder.before_step()
+    loss_scale = session.scaler.get_scale() if session.scaler.is_enabled() else 1.0
+    skipped = _step(session)
+    recorder.after_step()
+    session.optimizer.zero_grad(set_to_none=True)
+    if not skipped:
+        session.optimizer_steps += 1
+        session.scheduler.step()
+        if session.ema is not None and (session.step + 1) % session.config.ema.every == 0:
+            with recorder.around_ema():
+                session.ema.step(session.tensors)
+    watch.stop("optimizer")
     session.step += 1
 
     values = {"loss": processes.mean(loss), "grad_norm": grad_norm, "grad_norm_before_backward": leftover}

@@ -119,8 +119,10 @@ class Session:
     @contextmanager
     def autocast(self) -> Iterator[None]:
         """Compute in `precision.compute`."""
-        low = self.compute_dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.compute_dtype if low else None, enabled=low):
+        if self.compute_dtype == torch.float32:
+            yield
+            return
+        with torch.autocast(self.device.type, dtype=self.compute_dtype):
             yield
 
     @contextmanager
