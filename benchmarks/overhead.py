@@ -36,6 +36,7 @@ from trainscope.proof.runs import RunSpec
 from trainscope.runlog.reader import read_run
 from trainscope.runlog.rundir import create_run
 from trainscope.runlog.writer import RunWriter
+from trainscope.trainer.ahead import Ahead
 from trainscope.trainer.build import build_session
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.loop import optimizer_step
@@ -101,7 +102,7 @@ class Side:
         self.recorder = Recorder(self.session, RunWriter(self.run))
         self.recorder.start()
         size = self.session.config.train.batch_size
-        self.batches = self.session.data.micro_batches(size, seed=self.session.seed)
+        self.batches = Ahead(self.session, self.session.data.micro_batches(size, seed=self.session.seed))
 
     @cached_property
     def callbacks(self) -> list[Callback]:
@@ -111,7 +112,7 @@ class Side:
         """Seconds a step."""
         started = time.perf_counter()
         for _ in range(count):
-            optimizer_step(self.session, [next(self.batches)], self.recorder, self.callbacks)
+            optimizer_step(self.session, [next(self.batches)], self.batches.take, self.recorder, self.callbacks)
         return (time.perf_counter() - started) / count
 
     @property

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from trainscope.proof.runs import RunSpec
 from trainscope.runlog.rundir import create_run
 from trainscope.runlog.writer import RunWriter
+from trainscope.trainer.ahead import Ahead
 from trainscope.trainer.batch import load_batch
 from trainscope.trainer.build import build_session
 from trainscope.trainer.loop import optimizer_step
@@ -53,10 +54,10 @@ class Trainscope:
         self.recorder = Recorder(self.session, RunWriter(run))
         self.recorder.start()
         size = self.session.config.train.batch_size
-        self.batches = self.session.data.micro_batches(size, seed=self.session.seed)
+        self.batches = Ahead(self.session, self.session.data.micro_batches(size, seed=self.session.seed))
 
     def step(self) -> None:
-        optimizer_step(self.session, [next(self.batches)], self.recorder, ())
+        optimizer_step(self.session, [next(self.batches)], self.batches.take, self.recorder, ())
 
 
 @dataclass

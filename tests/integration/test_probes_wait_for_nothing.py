@@ -18,6 +18,7 @@ from trainscope.config.optimizer import OPTIMIZERS
 from trainscope.proof.runs import RunSpec
 from trainscope.runlog.rundir import create_run
 from trainscope.runlog.writer import RunWriter
+from trainscope.trainer.ahead import Ahead
 from trainscope.trainer.build import build_session
 from trainscope.trainer.loop import optimizer_step
 from trainscope.trainer.recorder import Recorder
@@ -51,10 +52,10 @@ def waits(folder: Path, tables: list[str], **changes: Any) -> Counter[str]:
     writer = RunWriter(create_run(folder, "run"))
     recorder = Recorder(session, writer)
     recorder.start()
-    batches = session.data.micro_batches(2, seed=session.seed)
+    batches = Ahead(session, session.data.micro_batches(2, seed=session.seed))
     with Waits() as counting:
         for _ in range(3):
-            optimizer_step(session, [next(batches), next(batches)], recorder, ())
+            optimizer_step(session, [next(batches), next(batches)], batches.take, recorder, ())
     recorder.log.flush()
     return counting.counted
 

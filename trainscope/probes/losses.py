@@ -26,9 +26,9 @@ class LossesProbe:
         self._timesteps = timesteps
 
     @torch.no_grad()
-    def see(self, timesteps: Sequence[int], losses: Tensor, weighted: Tensor) -> Part:
-        """Each sample's timestep, its loss and its loss times weight: [n] each."""
-        bins = [timestep * BINS // self._timesteps for timestep in timesteps]
+    def see(self, timesteps: Tensor, losses: Tensor, weighted: Tensor) -> Part:
+        """Each sample's timestep, on the host, its loss and its loss times weight: [n] each."""
+        bins = [timestep * BINS // self._timesteps for timestep in timesteps.tolist()]
         return Part({"bin": bins}, torch.stack([losses, weighted]).detach().double())
 
     def rows(self, step: int, parts: Sequence[Part]) -> Pending:

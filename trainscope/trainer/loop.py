@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from trainscope.trainer.batch import load_batch
+from trainscope.trainer.batch import Batch
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.data.order import MicroBatch, sample_of
 from trainscope.trainer.diffusion import denoise
 from trainscope.trainer.interrupts import Interrupt
+from trainscope.trainer.noise import Draw
 from trainscope.trainer.parallel import whole, without_averaging
 from trainscope.trainer.processes import Processes
 from trainscope.trainer.recorder import Recorder
@@ -46,11 +47,14 @@ class Stopwatch:
 def optimizer_step(
     session: Session,
     micro_batches: Sequence[MicroBatch],
+    load: Callable[[MicroBatch], tuple[Batch, Draw]],
     recorder: Recorder,
     callbacks: Sequence[Callback],
     interrupted: Interrupt | None = None,
 ) -> bool:
     """Accumulate the gradients of the micro-batches, then step optimizer, schedule and average.
+
+    `load` says what this process's share of a micro-batch sees, and what it draws, on the host.
 
     False if it was interrupted between two micro-batches: what is accumulated then stays in the session, and a call
     with the same micro-batches goes on with it.
@@ -68,25 +72,24 @@ def optimizer_step(
     for done, micro_batch in enumerate(micro_batches[carried.count :], start=carried.count + 1):
         own = processes.share(micro_batch.samples)
         watch.start()
-        # With nothing to do in a short batch, a process still takes part in averaging: with a loss of 0.
-        batch = load_batch(session, own or micro_batch.samples[:1], micro_batch.position)
-        draw = session.draws.at(micro_batch.position, batch.samples, batch.latents.shape[1:])
+        batch, draw = load(micro_batch)
         draw_there = draw.to(session.device)
         watch.stop("data")
         with without_averaging(session.wrapped_models if done < len(micro_batches) else ()):
             watch.start()
             # Divided by the step's samples, not by its micro-batches: a short last batch weighs no more than its
-            # share. Gradients are averaged over the processes, and so are losses.
+            # share. Gradients are averaged over the processes, and so are losses; one with nothing to do in a short
+            # batch takes part with a loss of 0.
             share = processes.count / samples if own else 0.0
             denoised = denoise(session, batch, draw_there, session.objective)
-            micro_loss = denoised.weighted.sum() * share
             watch.stop("forward")
             if own:
                 recorder.micro_batch(micro_batch.position, batch, draw, denoised)
             watch.start()
-            session.scaler.scale(micro_loss).backward()
+            # The gradient of weighted.sum() * share, with two operations less to differentiate.
+            session.scaler.scale(denoised.weighted).backward(torch.full_like(denoised.weighted, share))
             watch.stop("backward")
-        loss = loss + micro_loss.detach()
+        loss = loss + denoised.weighted.detach().sum() * share
         session.micro_step += 1
         for callback in callbacks:
             callback.after_micro_batch(session)
@@ -159,8 +162,10 @@ def _unscale_and_clip(session: Session) -> tuple[Tensor, Tensor | None]:
     norm = _grad_norm(session.tensors)
     if limit == 0:
         return norm, None
+    # As torch.nn.utils.clip_grads_with_norm_ has it, which keeps the coefficient to itself.
     coefficient = (limit / (norm + 1e-6)).clamp(max=1.0)
-    torch.nn.utils.clip_grads_with_norm_(session.tensors, limit, norm)
+    if grads := [tensor.grad for tensor in session.tensors if tensor.grad is not None]:
+        torch._foreach_mul_(grads, coefficient)
     return norm, coefficient
 
 

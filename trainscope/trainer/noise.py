@@ -141,8 +141,10 @@ def noise_like(
     `shape` is that of one sample. A sample that occurs twice at the same `step` gets the same noise twice; pass as
     `step` what tells the visits apart. Drawn in float32 on the CPU, then moved: the same on every device.
     """
-    drawn = [torch.randn(*shape, generator=generator(seed, purpose, step, sample)) for sample in samples]
-    return torch.stack(drawn).to(device=device, dtype=dtype)
+    drawn = torch.empty(len(samples), *shape)
+    for one, sample in zip(drawn, samples, strict=True):
+        one.normal_(generator=generator(seed, purpose, step, sample))
+    return drawn.to(device=device, dtype=dtype)
 
 
 def timesteps(
@@ -165,7 +167,10 @@ def timesteps(
         raise ValueError(f"timesteps need 0 <= low < high, found low = {low}, high = {high}")
     streams = [generator(seed, purpose, step, sample) for sample in samples]
     if logit_normal is None:
-        return torch.cat([torch.randint(low, high, (1,), generator=stream) for stream in streams]).to(device)
+        drawn = torch.empty(len(samples), dtype=torch.int64)
+        for one, stream in zip(drawn, streams, strict=True):
+            one.random_(low, high, generator=stream)
+        return drawn.to(device)
     mean, std = logit_normal
     normal = torch.cat([torch.randn(1, generator=stream, dtype=torch.float64) for stream in streams])
     share = torch.sigmoid(mean + std * normal)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from trainscope.probes.batches import BatchesProbe
 from trainscope.probes.losses import LossesProbe
 from trainscope.probes.params import ParamsProbe
-from trainscope.probes.pending import Part, join
+from trainscope.probes.pending import Part, Pending, join
 from trainscope.recording.cadence import Cadence
 from trainscope.recording.probelog import ProbeLog
 from trainscope.recording.steps import StepRecorder
@@ -74,7 +74,7 @@ class Recorder:
         self._steps.watch_groups(session.scheduler)
         self._losses = LossesProbe(session.components.noise_scheduler.config.num_train_timesteps)
         self._batches = None if "batches" in unrecorded else BatchesProbe()
-        self._seen: defaultdict[str, list[Part]] = defaultdict(list)
+        self._seen: defaultdict[str, list[Callable[[], Part]]] = defaultdict(list)
         """Of the step under way, by table; rows are written when it is done."""
 
     def start(self) -> None:
@@ -96,38 +96,36 @@ class Recorder:
 
     def continue_step(self, seen: Mapping[str, Part]) -> None:
         """A step begins, with what was seen of the micro-batches that an earlier part of the run did of it."""
-        self._seen = defaultdict(list, {table: [part] for table, part in seen.items()})
+        self._seen = defaultdict(list, {table: [partial(join, [part])] for table, part in seen.items()})
 
     def unfinished_step(self) -> dict[str, Part]:
         """What was seen of a step that stops between two micro-batches."""
-        return {table: join(parts) for table, parts in self._seen.items() if table not in self.log.failed}
+        found = {table: self.log.attempt(table, partial(_together, parts)) for table, parts in self._seen.items()}
+        return {table: part for table, part in found.items() if part is not None}
 
     def micro_batch(self, position: int, batch: Batch, draw: Draw, denoised: Denoised) -> None:
         """Between the forward and the backward pass of a micro-batch; `draw` is on the host."""
-        losses, batches = self._losses, self._batches
-        self._see(
-            "losses",
-            self.log.attempt("losses", lambda: losses.see(draw.timesteps.tolist(), denoised.losses, denoised.weighted)),
-        )
+        losses, weighted = denoised.losses.detach(), denoised.weighted.detach()
+        self._seen["losses"].append(partial(self._losses.see, draw.timesteps, losses, weighted))
+        batches = self._batches
         if batches is None or not self._steps.due("batches", self._session.step + 1):
             return
-        self._see(
+        part = self.log.attempt(
             "batches",
-            self.log.attempt(
-                "batches",
-                lambda: batches.see(
-                    position,
-                    latents=batch.latents,
-                    text=batch.text,
-                    mask=None if batch.condition is None else batch.condition[:, :1],
-                    noise=draw.noise,
-                    target=denoised.target,
-                    target_kind=self._session.objective.prediction,
-                    prediction=denoised.prediction,
-                    weights=denoised.weights,
-                ),
+            lambda: batches.see(
+                position,
+                latents=batch.latents,
+                text=batch.text,
+                mask=None if batch.condition is None else batch.condition[:, :1],
+                noise=draw.noise,
+                target=denoised.target,
+                target_kind=self._session.objective.prediction,
+                prediction=denoised.prediction,
+                weights=denoised.weights,
             ),
         )
+        if part is not None:
+            self._seen["batches"].append(partial(join, [part]))
 
     def before_step(self) -> None:
         """Right before the optimizer's step, gradients unscaled and clipped."""
@@ -154,13 +152,9 @@ class Recorder:
         probes: dict[str, LossesProbe | BatchesProbe | None] = {"losses": self._losses, "batches": self._batches}
         for table, probe in probes.items():
             if probe is not None and seen[table]:
-                self.log.later(table, partial(probe.rows, step, seen[table]))
+                self.log.later(table, partial(_rows, probe, step, seen[table]))
         self._steps.step_done(step, values, known)
         self._session.probes_every = self._steps.cadence.every
-
-    def _see(self, table: str, part: Part | None) -> None:
-        if part is not None:
-            self._seen[table].append(part)
 
     def _tell_progress(self, columns: dict[str, list[Any]]) -> None:
         """Show the values of steps; the first non-finite loss is an event."""
@@ -177,3 +171,11 @@ class Recorder:
     def _tell_event(self, kind: str, detail: dict[str, Any]) -> None:
         for callback in self._callbacks:
             callback.on_event(kind, detail)
+
+
+def _together(parts: Sequence[Callable[[], Part]]) -> Part:
+    return join([part() for part in parts])
+
+
+def _rows(probe: LossesProbe | BatchesProbe, step: int, parts: Sequence[Callable[[], Part]]) -> Pending:
+    return probe.rows(step, [part() for part in parts])

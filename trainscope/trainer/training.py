@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from trainscope.runlog.rundir import RunDir
+from trainscope.trainer.ahead import Ahead
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.checkpoints.restore import restore
 from trainscope.trainer.checkpoints.save import save_checkpoint
@@ -91,9 +92,8 @@ class Training:
         save_steps = planned_saves(session)
         carried = session.accumulated.count if session.accumulated else 0
         processes = session.processes
-        batches = session.data.micro_batches(
-            config.train.batch_size * processes.count, seed=session.seed, start=session.micro_step - carried
-        )
+        size, start = config.train.batch_size * processes.count, session.micro_step - carried
+        batches = Ahead(session, session.data.micro_batches(size, seed=session.seed, start=start))
         status = "completed"
         while True:
             if session.step != done:
@@ -112,7 +112,7 @@ class Training:
             if session.step != done and session.step in save_steps:
                 self._save()
             step = [next(batches) for _ in range(config.train.gradient_accumulation)]
-            if not optimizer_step(session, step, self.recorder, self.callbacks, self.interrupted):
+            if not optimizer_step(session, step, batches.take, self.recorder, self.callbacks, self.interrupted):
                 status = "interrupted"
                 break
         checkpoint = self._save()

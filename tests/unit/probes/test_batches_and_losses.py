@@ -105,7 +105,7 @@ def test_losses_by_bin(total: int) -> None:
     timesteps = [edges[:4], edges[4:5], edges[5:]]
     losses, weighted = drawn(7).abs(), drawn(7).abs()
     parts = [
-        probe.see(steps, losses[start : start + len(steps)], weighted[start : start + len(steps)])
+        probe.see(torch.tensor(steps), losses[start : start + len(steps)], weighted[start : start + len(steps)])
         for steps, start in zip(timesteps, (0, 4, 5), strict=True)
     ]
     found = rows_of(probe.rows(3, parts))
@@ -119,7 +119,9 @@ def test_losses_by_bin(total: int) -> None:
 
 def test_a_loss_that_is_not_finite_stays_in_its_bin() -> None:
     probe = LossesProbe(1000)
-    (low, high) = rows_of(probe.rows(1, [probe.see([5, 905], torch.tensor([1.0, math.nan]), torch.ones(2))]))
+    (low, high) = rows_of(
+        probe.rows(1, [probe.see(torch.tensor([5, 905]), torch.tensor([1.0, math.nan]), torch.ones(2))])
+    )
     assert (low["bin"], low["loss"]) == (0, 1.0)
     assert high["bin"] == 9
     assert math.isnan(high["loss"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trainscope.proof.runs import RunSpec
 from trainscope.runlog.reader import read_run
 from trainscope.runlog.rundir import create_run
 from trainscope.runlog.writer import RunWriter
+from trainscope.trainer.ahead import load_and_draw
 from trainscope.trainer.build import build_session
 from trainscope.trainer.callbacks import Callback
 from trainscope.trainer.data.order import MicroBatch
@@ -45,7 +47,7 @@ class Steps(Callback):
     def __call__(self, *batches: Iterable[int]) -> list[Tensor]:
         """One step; all batches at position 0, so that a sample has the same noise in whichever it stands."""
         micro_batches = [MicroBatch(0, 0, list(samples)) for samples in batches]
-        optimizer_step(self.session, micro_batches, self.recorder, [self])
+        optimizer_step(self.session, micro_batches, partial(load_and_draw, self.session), self.recorder, [self])
         return self.gradients[-1]
 
     def rows(self, table: str = "steps") -> list[dict[str, Any]]:

@@ -115,6 +115,11 @@ class TrainingData:
         width, height = visit.frame.target
         return random_mask(height, width, generator=generator(seed, "mask", position, visit.number))
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the latents and embeddings of all visits were computed beforehand."""
+        return self.section.cache_latents != "off" and bool(self.embeddings.kept)
+
     def identity(self) -> str:
         """A digest of what a position of the training means: the images and captions that are trained on, wherever
         they lie, their buckets and their repeats. How they are seen may change on the way.

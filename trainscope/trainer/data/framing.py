@@ -7,6 +7,7 @@ files.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from PIL import Image
@@ -44,6 +45,7 @@ class Frame:
         return [self.original[1], self.original[0], self.top, left, self.target[1], self.target[0]]
 
 
+@cache
 def centre_frame(original: Size, target: Size, *, mirrored: bool = False) -> Frame:
     """The middle of a picture, in the target size."""
     scaled = cover(original, target)
