@@ -17,6 +17,7 @@ from torch import Tensor
 from trainscope.probes.flat import Chunk, FlatLayout
 from trainscope.probes.formulas import formula_of
 from trainscope.probes.pending import ABSENT
+from trainscope.probes.stored import strided
 from trainscope.probes.updates.elements import Before
 
 SAMPLE_ELEMENTS = 1024
@@ -126,7 +127,7 @@ class StepSample:
         return torch.cat([self._view(tensors[index], index) for index in chunk.indices]).float()
 
     def _view(self, tensor: Tensor, index: int) -> Tensor:
-        return tensor.detach().reshape(-1)[:: self._strides[index]]
+        return strided(tensor, self._strides[index])
 
 
 def chunks_of(tensors: Mapping[int, Tensor]) -> list[Chunk]:

@@ -41,8 +41,16 @@ class Stored:
         qmap = state.get(self.qmap)
         if isinstance(qmap, Tensor):
             return dequantise(tensor, qmap, state[self.absmax], stride=stride)
-        return tensor.detach().reshape(-1)[::stride].to(device)
+        flat = strided(tensor, stride)
+        return flat if flat.device == device else flat.to(device)
 
     def before_first_step(self, parameter: Tensor) -> Tensor:
         """What a sample of the tensor is, given that of the parameter."""
         return parameter if self.starts_as_parameter else torch.full_like(parameter, self.starts_at)
+
+
+def strided(tensor: Tensor, stride: int) -> Tensor:
+    """Every `stride`-th element of a tensor in logical order, [elements]; call it where no gradient is recorded."""
+    if tensor.is_contiguous():
+        return tensor.as_strided((-(-tensor.numel() // stride),), (stride,))
+    return tensor.reshape(-1)[::stride]

@@ -6,7 +6,7 @@ Gradients are read before the step, since some optimizers overwrite them in it. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from torch import Tensor
 from trainscope.probes.formulas import places_of
 from trainscope.probes.pending import ABSENT, NullWhere, Pending, absent
 from trainscope.probes.rows import Rows, Scratch
+from trainscope.probes.rowwise import Again, Counts, Extremes, Norms, difference, same_bits
 from trainscope.probes.sampling import MEASURES as SAMPLED
 from trainscope.probes.sampling import SAMPLE_ELEMENTS, StepSample, stride_of
-from trainscope.probes.stored import Stored
+from trainscope.probes.stored import Stored, strided
 
 GRADIENT = ("grad_norm", "nonfinite", "nonzero_count", "grad_zero_count", "grad_absmax")
 WEIGHT = ("weight_norm", "weight_nonfinite")
@@ -34,6 +35,7 @@ class TensorsProbe:
     of each tensor's elements, from which `update_norm`, `distance_from_start` and `lost_count` are estimated.
     """
 
+    @torch.no_grad()
     def __init__(
         self, params: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, *, memory_bytes: int = 2**30
     ) -> None:
@@ -87,44 +89,53 @@ class TensorsProbe:
     def before_step(self) -> None:
         """Measure the gradients and copy the weights."""
         grads = [tensor.grad for tensor in self._tensors]
-        flat = _flat_or_zero(grads, self._tensors)
-        sums, tops, scratch = self._rows.empty(3), self._rows.empty(1), Scratch()
+        flat, scratch = _flat_or_zero(grads, self._tensors), Scratch()
+        norms, extremes, nonzero = Norms(scratch), Extremes(), Counts()
         self._nonzero = []
         for chunk in self._rows.chunks:
             grad = chunk.read(flat, scratch)
-            sums[0, chunk.rows], sums[1, chunk.rows] = scratch.squares(grad), scratch.count_nonfinite(grad)
-            tops[0, chunk.rows] = scratch.largest(grad)
-            sums[2, chunk.rows], nonzero = scratch.count_nonzero(grad)
+            mask = grad.bool()
+            norms.add(grad)
+            extremes.add(grad)
+            nonzero.add(mask)
             if self._keeps_all:
-                self._nonzero.append(nonzero.bool())
+                self._nonzero.append(mask)
+        again = self._again(self._rows, flat, scratch)
+        squares = norms.squares(again)
+        sums = torch.stack([squares, norms.nonfinite(squares, again), nonzero.total()])
         total = self._rows.put_together(sums, "sum")
-        top = self._rows.put_together(tops, "max").nan_to_num_(nan=math.inf, posinf=math.inf)
+        top = self._rows.put_together(extremes.magnitude().unsqueeze(0), "max")
+        top.nan_to_num_(nan=math.inf, posinf=math.inf)
         self._gradient = torch.stack([total[0].sqrt(), total[1], total[2], self._sizes - total[2], top[0]])
         for column in ("grad_norm", "grad_absmax"):
             self._gradient[GRADIENT.index(column)].masked_fill_(self._missing(grads), ABSENT)
         weights = self._sampled(self._weights())
         self._before = [chunk.gather(weights) for chunk in self._kept.chunks]
         if not self._keeps_all:
-            self._nonzero = [chunk.gather(self._sampled(flat)) != 0 for chunk in self._kept.chunks]
+            sample = self._sampled(flat)
+            self._nonzero = [chunk.gather(sample).bool() for chunk in self._kept.chunks]
         self._step_sample.before_step(grads)
 
     @torch.no_grad()
     def after_step(self, step: int) -> Pending:
         """Measure what the step changed."""
         weights, scratch = self._weights(), Scratch()
-        whole, changed = self._rows.empty(len(WEIGHT)), self._kept.empty(len(UPDATE))
-        for number, chunk in enumerate(self._rows.chunks):
+        norms, change = Norms(scratch), _Change(self._before, self._start, self._nonzero, scratch)
+        for chunk in self._rows.chunks:
             now = chunk.read(weights, scratch)
-            whole[0, chunk.rows], whole[1, chunk.rows] = scratch.squares(now), scratch.count_nonfinite(now)
+            norms.add(now)
             if self._keeps_all:
-                self._compare(number, now, changed[:, chunk.rows], scratch)
+                change.add(now)
+        kept = self._sampled(weights)
         if not self._keeps_all:
-            sample = self._sampled(weights)
-            for number, chunk in enumerate(self._kept.chunks):
-                self._compare(number, chunk.gather(sample, into=scratch), changed[:, chunk.rows], scratch)
-        self._before, self._nonzero = [], []
-        weight = self._rows.put_together(whole, "sum")
+            for chunk in self._kept.chunks:
+                change.add(chunk.gather(kept, into=scratch))
+        again = self._again(self._rows, weights, scratch)
+        squares = norms.squares(again)
+        weight = self._rows.put_together(torch.stack([squares, norms.nonfinite(squares, again)]), "sum")
         weight[0].sqrt_()
+        changed = change.measured(self._again(self._kept, kept, scratch))
+        self._before, self._nonzero = [], []
         update = self._kept.put_together(changed, "sum") * self._scale
         update[:2].sqrt_()
         # Of a sample it is an estimate.
@@ -139,43 +150,32 @@ class TensorsProbe:
             null_where=NULL_WHERE,
         )
 
-    def _compare(self, number: int, now: Tensor, changed: Tensor, scratch: Scratch) -> None:
-        """A chunk of the weights beside what was kept of it: `changed` is [UPDATE, rows]."""
-        before, nonzero = self._before[number], self._nonzero[number]
-        changed[0] = scratch.squares_of_difference(now, before)
-        changed[1] = scratch.squares_of_difference(now, self._start[number])
-        changed[2] = scratch.count_same(now, before, nonzero)
+    @staticmethod
+    def _again(rows: Rows, flat: Sequence[Tensor], scratch: Scratch) -> Again:
+        return lambda number: rows.chunks[number].read(flat, scratch)
 
     def _state(self) -> Tensor:
         """Norm of the first moment, range of the second; ABSENT where the optimizer keeps none."""
-        norms = self._of_moment(self._first, ((Scratch().squares, "sum", 0.0),))
-        norms = torch.where(norms == ABSENT, norms, norms.clamp_min(0).sqrt())
-        ranges = self._of_moment(
-            self._second,
-            ((lambda rows: rows.amax(dim=1), "max", -math.inf), (lambda rows: rows.amin(dim=1), "min", math.inf)),
-        )
-        return torch.cat([norms, ranges])
-
-    def _of_moment(
-        self, places: tuple[Stored, ...], measures: Sequence[tuple[Callable[[Tensor], Tensor], str, float]]
-    ) -> Tensor:
-        """Measures of a moment's rows, put together, float64 [measures, tensors]; each with how, and its padding."""
-        moments = _Moments(self._optimizer, self._tensors, places)
-        present = moments.sizes()
-        result = torch.full(
-            (len(measures), len(self._tensors)), ABSENT, dtype=torch.float64, device=self._tensors[0].device
-        )
-        if not any(present):
-            return result
-        layout = self._layout(present)
-        measured = layout.empty(len(measures))
         scratch = Scratch()
+        first, layout = self._moments(self._first)
+        norms = Norms(scratch)
         for chunk in layout.chunks:
-            for number, (measure, _, padding) in enumerate(measures):
-                measured[number, chunk.rows] = measure(chunk.read(moments, scratch, padded_with=padding))
-        for number, (_, how, _) in enumerate(measures):
-            result[number] = layout.put_together(measured[number : number + 1], how, absent=ABSENT)[0]
-        return result
+            norms.add(chunk.read(first, scratch))
+        squares = norms.squares(self._again(layout, first, scratch)).unsqueeze(0)
+        norm = layout.put_together(squares, "sum", absent=ABSENT)
+        norm = torch.where(norm == ABSENT, norm, norm.clamp_min(0).sqrt())
+        second, layout = self._moments(self._second)
+        extremes = Extremes()
+        for chunk in layout.chunks:
+            extremes.add(chunk.read(second, scratch, repeat=True))
+        largest, smallest = extremes.both()
+        highest = layout.put_together(largest.unsqueeze(0), "max", absent=ABSENT)
+        lowest = layout.put_together(smallest.unsqueeze(0), "min", absent=ABSENT)
+        return torch.cat([norm, highest, lowest])
+
+    def _moments(self, places: tuple[Stored, ...]) -> tuple[Sequence[Tensor], Rows]:
+        moments = _Moments(self._optimizer, self._tensors, places)
+        return moments, self._layout(moments.sizes())
 
     def _missing(self, grads: Sequence[Tensor | None]) -> Tensor:
         """Where there is no gradient: bool [tensors]. Seldom another than the step before, and kept on the device."""
@@ -193,13 +193,46 @@ class TensorsProbe:
 
     def _weights(self) -> list[Tensor]:
         """The tensors, one-dimensional."""
-        return [tensor.detach().reshape(-1) for tensor in self._tensors]
+        return [strided(tensor, 1) for tensor in self._tensors]
 
     def _sampled(self, flat: Sequence[Tensor]) -> Sequence[Tensor]:
         """What copies are kept of."""
         if self._keeps_all:
             return flat
-        return [tensor[::stride] for tensor, stride in zip(flat, self._strides, strict=True)]
+        return [strided(tensor, stride) for tensor, stride in zip(flat, self._strides, strict=True)]
+
+
+class _Change:
+    """How kept rows differ from what they were before the step and at the start, and how many of them do not."""
+
+    def __init__(
+        self, before: Sequence[Tensor], start: Sequence[Tensor], nonzero: Sequence[Tensor], scratch: Scratch
+    ) -> None:
+        self._before, self._start, self._nonzero, self._scratch = before, start, nonzero, scratch
+        self._update, self._distance, self._lost = Norms(scratch), Norms(scratch), Counts()
+        self._number = 0
+
+    def add(self, now: Tensor) -> None:
+        """The next chunk, as it is after the step."""
+        before, start, nonzero = (kept[self._number] for kept in (self._before, self._start, self._nonzero))
+        self._update.add(difference(now, before, self._scratch))
+        self._distance.add(difference(now, start, self._scratch))
+        self._lost.add(same_bits(now, before, nonzero, self._scratch))
+        self._number += 1
+
+    def measured(self, again: Again) -> Tensor:
+        """[UPDATE, rows]: sums of squares, and a count."""
+
+        def since(kept: Sequence[Tensor]) -> Again:
+            return lambda number: difference(again(number), kept[number], self._scratch)
+
+        return torch.stack(
+            [
+                self._update.squares(since(self._before)),
+                self._distance.squares(since(self._start)),
+                self._lost.total(),
+            ]
+        )
 
 
 class _Moments(Sequence[Tensor]):
@@ -243,7 +276,7 @@ def strides_within(tensors: Sequence[Tensor], memory_bytes: int) -> list[int]:
 def _flat_or_zero(grads: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> list[Tensor]:
     """The gradients, one-dimensional; zeros where there is none."""
     return [
-        tensor.new_zeros(tensor.numel()) if grad is None else grad.detach().reshape(-1)
+        tensor.new_zeros(tensor.numel()) if grad is None else strided(grad, 1)
         for grad, tensor in zip(grads, tensors, strict=True)
     ]
 
