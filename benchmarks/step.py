@@ -36,7 +36,8 @@ from trainscope.trainer.models.quiet import quiet_libraries
 from trainscope.trainer.recorder import Recorder
 from trainscope.trainer.session import Session
 
-ROUNDS, BLOCK = 15, 6
+ROUNDS, SECONDS, BLOCK = 15, 15.0, 6
+"""Blocks of steps that each side has at least, and how long the two go on taking turns."""
 LEARNING_RATE = 1e-4
 SHAPES = Path(__file__).parents[1] / "examples" / "shapes"
 
@@ -122,7 +123,8 @@ def measure(changes: dict[str, Any], folder: Path) -> tuple[list[float], list[fl
         Trainscope(build_session(spec.resolved()), folder),
         ByHand(build_session(spec.resolved()), lora=changes["train.method"] == "lora"),
     )
-    for _ in range(ROUNDS + 2):
+    begun = time.perf_counter()
+    while len(sides[1].seconds) < ROUNDS + 2 or time.perf_counter() - begun < SECONDS:
         for side in sides:
             side.seconds.append(timed(side.step))
     return sides[0].seconds[2:], sides[1].seconds[2:]

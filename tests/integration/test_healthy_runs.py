@@ -32,7 +32,8 @@ RATES = {
 LORA = 10
 """By how much SGD's steps may be larger with adapters, whose gradient is smaller."""
 
-
+STEPS = {"dadapt-adagrad": 400}
+"""Where 80 are too few: its d grows tenfold in fifty steps, from 1e-6."""
 QUICK = (("adamw", "lora"), ("prodigy", "finetune"), ("adamw-schedulefree", "lora"))
 
 

@@ -41,7 +41,8 @@ VALUES: dict[str, Any] = {
     "probes.every": 1,
 }
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-ACCELERATE = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+"""On the CPU too: with --cpu it starts one process, whatever --num_processes says, unless MPI starts the others."""
 TOLERANCE = 1e-3
 """Of the distance that the weights moved: the sums are the same but for their order, and Adam divides small ones."""
 
