@@ -14,6 +14,8 @@ from typing import Any
 
 from trainscope.errors import ConfigError
 
+_MARK = "trainscope looks for this line"
+
 
 def toml_value(value: Any) -> str:
     """A value in TOML's notation, on one line."""
@@ -55,6 +57,31 @@ def patch_diff(text: str, patch: Mapping[str, Any], *, name: str = "cfg.toml", c
     text = text.replace("\r\n", "\n")
     before, after = _lines(text), _lines(apply_patch(text, patch))
     return "\n".join(difflib.unified_diff(before, after, name, name, lineterm="", n=context))
+
+
+def line_of(text: str, key: str) -> int | None:
+    """The line, from 1, where a dotted key is set in a cfg.toml; else that of its table's header.
+
+    None where there is neither, or where the text is not TOML.
+    """
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    *parents, name = key.split(".")
+    try:
+        table: Any = tomlkit.parse(text)
+        document = table
+        for parent in parents:
+            table = table[parent]
+        if name in table and not isinstance(table[name], MutableMapping):
+            # tomlkit does not tell lines: the value is marked, and the mark is looked for.
+            table[name] = _MARK
+            return next(number for number, line in enumerate(_lines(tomlkit.dumps(document)), 1) if _MARK in line)
+    except (TOMLKitError, KeyError, TypeError):
+        return None
+    header = f"[{'.'.join(parents)}]"
+    stripped = ("".join(line.partition("#")[0].split()) for line in _lines(text.replace("\r\n", "\n")))
+    return next((number for number, line in enumerate(stripped, 1) if line == header), None)
 
 
 def _lines(text: str) -> list[str]:

@@ -198,7 +198,10 @@ BAD_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "a file below a file": (("--output", "file/r.json"), ("file/r.json",)),
     "a file that is a folder": (("--output", "folder.json"), ("folder.json",)),
     "a file in no folder": (("--output", "nope/r.json"), ("nope/r.json",)),
-    "another format's file": (("--output", "r.html", "--format", "json"), ("r.html is not a json file",)),
+    "another format's file": (
+        ("--output", "r.html", "--format", "json"),
+        ("r.html is one file, and not for --format json",),
+    ),
     "two formats on stdout": (("--output", "-", "--format", "json,html"), ("--output - takes exactly one",)),
     "rules that are not there": (("--rules", "nope"), ("nope", "no such folder of rules")),
     "rules in a file": (("--rules", "file"), ("file", "no such folder of rules")),

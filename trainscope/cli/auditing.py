@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from trainscope.engine.rule import Rule
     from trainscope.schema import Report
 
-FORMATS = ("html", "json", "console")
 LEVELS = ("error", "warning", "info", "never")
 
 

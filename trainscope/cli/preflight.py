@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainscope.errors import ConfigError
-
 if TYPE_CHECKING:
     from trainscope.config.load import ResolvedConfig
     from trainscope.schema import Report
@@ -18,29 +16,38 @@ if TYPE_CHECKING:
 def preflight(
     config: Annotated[Path, typer.Argument(help="A configuration.", metavar="CFG")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; may be repeated.")] = None,
-    output_format: Annotated[str, typer.Option("--format", help="console or json.")] = "console",
+    output_format: Annotated[
+        str, typer.Option("--format", help="One of console, json, junit, sarif, github; it is printed.")
+    ] = "console",
     fail_on: Annotated[str, typer.Option(help="error, warning, info or never: what to exit 1 on.")] = "error",
+    accepted: Annotated[Path | None, typer.Option(help="A file of accepted findings, which do not fail.")] = None,
+    update_accepted: Annotated[
+        bool, typer.Option("--update-accepted", help="Rewrite that file: what is found now is accepted for 90 days.")
+    ] = False,
     select: Annotated[str, typer.Option(help="Only these codes or prefixes, with commas.")] = "",
     ignore: Annotated[str, typer.Option(help="Not these codes or prefixes, with commas.")] = "",
 ) -> None:
     """Say what will go wrong with a configuration, without training."""
-    import json
-
     from trainscope.cli.auditing import check_level, listed, show
+    from trainscope.cli.formats import Verdict, check_formats, let_pass, tell_accepted
     from trainscope.config.load import load_config
     from trainscope.engine.audit import exit_code
-    from trainscope.schema import to_json
+    from trainscope.report.anchors import config_file
 
-    if output_format not in ("console", "json"):
-        raise ConfigError(f"--format {output_format}: allowed are console, json")
+    check_formats([output_format], ("console", "json", "junit", "sarif", "github"), output_format)
     check_level(fail_on)
     resolved = load_config(config, overrides or ())
     report = preflight_report(resolved, select=listed(select), ignore=listed(ignore))
-    if output_format == "json":
-        typer.echo(json.dumps(to_json(report), ensure_ascii=False))
-    else:
+    verdict = Verdict(report, fail_on, let_pass(report, accepted, update=update_accepted))
+    if output_format == "console":
         show(report, config)
-    raise typer.Exit(exit_code(report, fail_on))
+        tell_accepted(verdict)
+    else:
+        file = config_file(config, resolved.text, otherwise=config)
+        typer.echo(verdict.render(output_format, config, file), nl=False)
+    if output_format == "github":
+        verdict.add_summary()
+    raise typer.Exit(exit_code(report, fail_on, accepted=verdict.accepted))
 
 
 def preflight_report(resolved: ResolvedConfig, *, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Report:

@@ -64,6 +64,11 @@ class Run:
         path = self._resolved["path"]
         return Path(path) if path else None
 
+    @property
+    def config_copy(self) -> Path:
+        """The copy of it in the run directory."""
+        return self._segment / "config.toml"
+
     def config_rows(self) -> list[dict[str, Any]]:
         """Key, value and origin of every key of the last segment, with their JSON types."""
         rows: list[dict[str, Any]] = self._resolved["keys"]
