@@ -160,7 +160,7 @@ def test_a_gap_is_in_log_console_and_coverage(
     for table, lost in gap["lost"].items():
         there = set(run.datasets[table].to_table()["step"].to_pylist())
         assert lost["rows"] > 0
-        if table != "state":  # which has the steps that are saved
+        if table != "state":  # which is looked at seldom
             assert there >= set(range(1, STEPS + 1)) - set(range(lost["first_step"], lost["last_step"] + 1))
     assert "tensors" in gap["lost"]
     assert "steps" not in gap["lost"]

@@ -24,7 +24,6 @@ TABLES = {
     "data": "the loop's data set is not known",
     "samples": "the loop's images are not known",
     "checksums": "the loop's saves are not known",
-    "state": "recorded in trainscope's own checkpoints",
     "continuity": "recorded across trainscope's own checkpoints",
 }
 """Tables that only trainscope's own trainer can fill."""

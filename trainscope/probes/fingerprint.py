@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,12 +110,3 @@ def _piece(item: str, param: str | None, key: str, value: Any) -> Piece:
             return number_piece(item, param, key, value.item())
         return tensor_piece(item, param, key, value)
     return number_piece(item, param, key, value)
-
-
-def state_rows(pieces: Iterable[Piece], step: int) -> list[dict[str, Any]]:
-    """The `state` table: the pieces of the optimizer's per-parameter state."""
-    return [
-        {"step": step, "param": piece.param, "key": piece.key, "dtype": piece.dtype, "shape": piece.shape}
-        for piece in pieces
-        if piece.item == "optimizer"
-    ]

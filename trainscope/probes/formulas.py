@@ -5,6 +5,7 @@ The formulas are in `updates`. Knows nothing of which elements are sampled or wh
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -76,12 +77,25 @@ USUAL = {"m": (Stored("exp_avg"), Stored("momentum_buffer")), "v": (Stored("exp_
 
 
 def formula_of(optimizer: torch.optim.Optimizer) -> StepFormula | None:
-    """The formula of an optimizer or of a class that it derives from; None where the step cannot be recomputed."""
+    """The formula of an optimizer, or of a class whose step it has inherited; None where there is none.
+
+    A class that derives from a known one and steps in its own way is not known.
+    """
     for switch in VARIANTS:
         if getattr(optimizer, switch, False) or any(group.get(switch) for group in optimizer.param_groups):
             return None
-    names = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(optimizer).__mro__)
-    return next((FORMULAS[name] for name in names if name in FORMULAS), None)
+    kind = type(optimizer)
+    known = next(
+        (cls for cls in kind.__mro__ if issubclass(cls, torch.optim.Optimizer) and _name(cls) in FORMULAS), None
+    )
+    # torch wraps the `step` of every class that is used: what is compared lies below the wrappers.
+    if known is None or inspect.unwrap(kind.step) is not inspect.unwrap(known.step):
+        return None
+    return FORMULAS[_name(known)]
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def places_of(optimizer: torch.optim.Optimizer, moment: str) -> tuple[Stored, ...]:

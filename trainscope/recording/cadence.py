@@ -23,7 +23,7 @@ class Cadence:
         """`budget` is the share of the training time that the probes may take if `every` is auto; `last_step` is None
         where nobody knows; `settled` is what an earlier part of the same run found out.
         """
-        self._auto = every == "auto"
+        self.is_auto = every == "auto"
         self._budget = budget
         self._last_step = last_step
         self._closely_until = 0
@@ -43,9 +43,13 @@ class Cadence:
         """
         if self.every is None or step <= self._closely_until:
             return True
-        if self._auto and self._last_step is None and step.bit_count() == 1:
+        if self.is_auto and self._last_step is None and step.bit_count() == 1:
             return True
         return step % self.every == 0 or step == self._last_step
+
+    def is_last(self, step: int) -> bool:
+        """Whether it is known that no step follows."""
+        return step == self._last_step
 
     def learn(self, *, step_seconds: float, look_seconds: float, always_seconds: float = 0.0) -> bool:
         """Take a step's cost without probes, that of a look, and that of the probes which look at every step.

@@ -6,10 +6,12 @@ Knows nothing of models, data or losses, nor of who calls it.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate, repeat
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +21,7 @@ from trainscope.probes.adapters import AdaptersProbe, Pair
 from trainscope.probes.ema import EmaProbe
 from trainscope.probes.groups import GroupsProbe
 from trainscope.probes.pending import Pending
+from trainscope.probes.state import StateProbe
 from trainscope.probes.tensors import TensorsProbe
 from trainscope.recording.cadence import Cadence
 from trainscope.recording.probelog import ProbeLog
@@ -27,6 +30,8 @@ from trainscope.recording.resident import resident_memory
 T = TypeVar("T")
 DRAIN_STEPS = 10
 """Steps whose values stay on the device before they are brought over at once."""
+STATE_LOOKS = tuple(accumulate(repeat(0, 55), lambda step, _: step + max(1, step // 2), initial=1))
+"""From these steps on the optimizer's state is due; there are 24 of them in ten thousand steps."""
 
 
 class StepRecorder:
@@ -45,7 +50,9 @@ class StepRecorder:
         unrecorded: Mapping[str, str],
         is_main: bool = True,
     ) -> None:
-        """`unrecorded` says why a table is not to be recorded."""
+        """`unrecorded` says why a table is not to be recorded; without `tensors` there is no `state` either."""
+        if "tensors" in unrecorded:
+            unrecorded = {"state": unrecorded["tensors"], **unrecorded}
         self.log = log
         self.cadence = cadence
         self._optimizer = optimizer
@@ -54,6 +61,7 @@ class StepRecorder:
         self._resident = resident_memory()
         self._groups: GroupsProbe | None = None
         self._tensors: TensorsProbe | None = None
+        self._state: StateProbe | None = None
         self._ema: EmaProbe | None = None
         self._adapters: AdaptersProbe | None = None
         for table, reason in unrecorded.items():
@@ -63,6 +71,7 @@ class StepRecorder:
         """Call while the weights are those that the run began from: what is measured is measured from there."""
         probe = self._make("tensors", lambda: TensorsProbe(params, self._optimizer, memory_bytes=memory_bytes))
         self._tensors = probe
+        self._state = self._make("state", lambda: StateProbe(params, self._optimizer))
 
     def watch_groups(self, scheduler: object | None) -> None:
         if self._is_main:
@@ -96,6 +105,24 @@ class StepRecorder:
         probe = self._tensors
         if probe and self.due("tensors", step):
             self.log.add(self._letting_go("tensors", lambda: probe.after_step(step)))
+        state = self._state
+        if state and self._state_is_due(step):
+            self.log.add(self._letting_go("state", lambda: state.measure(step)))
+            if reason := state.news():
+                self.log.absent("state", "norm", reason)
+
+    def _state_is_due(self, step: int) -> bool:
+        """State changes slowly, and there may be twice as much of it as of weights: it is looked at seldom.
+
+        That is at the first look, at each that is later by about a half, and at the last step, whatever part of the run
+        it is. Where there is a budget, not before ten looks have gone by, which are what it was reckoned from.
+        """
+        every = self.cadence.every
+        if every is None or not self.due("state", step):
+            return False
+        mark = STATE_LOOKS[bisect_right(STATE_LOOKS, step) - 1]
+        is_early = self.cadence.is_auto and step < 10 * every
+        return self.cadence.is_last(step) or (step % every == 0 and mark > step - every and not is_early)
 
     @contextmanager
     def around_ema(

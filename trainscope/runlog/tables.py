@@ -255,13 +255,15 @@ TABLES: dict[str, Table] = {
         ),
         _table(
             "state",
-            "a piece of optimizer state",
+            "a piece of optimizer state at some of the probed steps: the first, each later by a half, the last",
             SEGMENT,
             STEP,
             PARAM,
             Column("key", TEXT, "its name in the optimizer"),
-            Column("dtype", TEXT, "its dtype"),
-            Column("shape", TEXT, "JSON list of dimensions"),
+            Column("dtype", TEXT, "its dtype; NULL = a number"),
+            Column("shape", TEXT, "JSON list of dimensions; NULL = a number"),
+            Column("norm", REAL, "‖x‖₂ of its values, those of eight bits decoded; NULL where `coverage` says so"),
+            Column("absmax", REAL, "max |x|; of a state in eight bits the largest scale of a block"),
         ),
         _table(
             "continuity",

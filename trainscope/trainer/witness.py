@@ -22,7 +22,6 @@ from trainscope.probes.fingerprint import (
     number_pieces,
     optimizer_pieces,
     scheduler_pieces,
-    state_rows,
     tensor_piece,
     tensor_pieces,
 )
@@ -36,21 +35,19 @@ CLOSE_STEPS = 5
 
 @dataclass
 class Witness:
-    """Writes `state`, `continuity` and `checksums`. What it cannot read is told once, and training goes on."""
+    """Writes `continuity` and `checksums`. What it cannot read is told once, and training goes on."""
 
     session: Session
     recorder: Recorder
     _told: set[str] = field(default_factory=set)
 
     def fingerprint(self) -> list[Piece]:
-        """The session as it is, for a checkpoint; its optimizer state goes to the log."""
+        """The session as it is, for a checkpoint."""
         pieces: list[Piece] = []
-        if self._cannot_read("state", "continuity") or not self.session.processes.is_main:
+        if self._cannot_read("continuity") or not self.session.processes.is_main:
             return pieces
-        with self.recorder.log.guarded("state"):
+        with self.recorder.log.guarded("continuity"):
             pieces += session_pieces(self.session)
-            for row in state_rows(pieces, self.session.step):
-                self.recorder.log.add_row("state", **row)
         return pieces
 
     def checksum(self, moment: str) -> None:
@@ -78,7 +75,7 @@ class Witness:
         If the training does not go on exactly as it was, the next steps are looked at one by one.
         """
         session, recorder = self.session, self.recorder
-        if self._cannot_read("continuity", "state", "checksums"):
+        if self._cannot_read("continuity", "checksums"):
             return
         with recorder.log.guarded("continuity"):
             now = list(session_pieces(session))
@@ -100,8 +97,6 @@ class Witness:
                 recorder.log.add_row("continuity", step=session.step, **row)
             if any(row["status"] != "match" for row in rows):
                 recorder.look_closely(CLOSE_STEPS)
-            for row in state_rows(now, session.step):
-                recorder.log.add_row("state", **row)
         self.checksum("resumed")
 
     def _cannot_read(self, *tables: str) -> bool:

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.unit.integrations import loops
 from tests.unit.integrations.loops import Begin, Outcome, loss_of, model, reasons, rows
+from tests.unit.probes.strange import Whitening
 from trainscope.errors import ConfigError, RunError, TrainingError
 from trainscope.integrations.attach import attach
 from trainscope.probes.tensors import TensorsProbe
@@ -103,6 +104,21 @@ def test_what_is_recorded(tmp_path: Path) -> None:
     assert keys["precision.weights"] == ("fp32", "observed")
     assert "after clipping" in reasons(run)["steps", "grad_norm"]
     assert reasons(run)["batches", "latent_std"] == "the loop's batches are not known"
+
+
+def test_state_of_any_optimizer_is_recorded_at_some_steps(net: nn.Module, tmp_path: Path) -> None:
+    """At the first looks and then ever less often, at a distance that is the look's own; what is unreadable is told."""
+    for every, looks in ((1, [1, 2, 3, 4, 6, 9, 13, 19, 28]), (4, [4, 8, 12, 16, 20, 28])):
+        run = tmp_path / str(every)
+        optimizer = Whitening(net.parameters())
+        with attach(net, optimizer, out=run, every=every):
+            steps(net, optimizer, 36)
+        found = rows(run, "state")
+        assert sorted({row["step"] for row in found}) == looks
+        assert {row["param"] for row in found} == {f"model.{name}" for name, _ in net.named_parameters()}
+        assert {row["step"]: row["norm"] for row in found if row["key"] == "count"} == {n: float(n) for n in looks}
+        assert "codes is uint8" in reasons(run)["state", "norm"]
+        assert reasons(run)["tensors", "delivered"] == "the step of Whitening cannot be recomputed"
 
 
 def test_a_closure_is_looked_at_with_the_gradients_that_it_made(net: nn.Module, tmp_path: Path) -> None:

@@ -207,6 +207,33 @@ def test_columns_that_an_optimizer_has_nothing_for_say_why() -> None:
     assert "cannot be recomputed" in reasons("lion", decoupled_weight_decay=True)["delivered"]
 
 
+class _Renamed(torch.optim.AdamW):
+    """Inherits its step."""
+
+
+class _StepsTwice(torch.optim.AdamW):
+    """Has one of its own."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        return super().step(closure)
+
+
+def test_a_class_of_ones_own_is_known_by_the_step_that_it_inherits() -> None:
+    """A step of its own is not AdamW's, and `delivered` would compare it with one."""
+    for kind, known in ((_Renamed, True), (_StepsTwice, False)):
+        params = make_params(torch.float32)
+        optimizer = kind(params.values(), lr=1e-3)
+        probe = TensorsProbe(params, optimizer)
+        set_grads(params, 1)
+        rows = probed_step(probe, optimizer, 1)
+        assert [row["delivered"] for row in rows] == [pytest.approx(1, abs=1e-3) if known else None] * len(rows)
+        assert probe.reasons == (
+            {} if known else dict.fromkeys(MEASURES, "the step of _StepsTwice cannot be recomputed")
+        )
+        assert all(row["state_v_max"] > 0 for row in rows), "its moments have the usual names"
+
+
 def test_adafactor_cannot_be_recomputed_and_shows_the_moments_that_it_has() -> None:
     params = make_params(torch.float32)
     probe = TensorsProbe(params, optimizer := Adafactor(params.values(), lr=1e-3, relative_step=False, beta1=0.9))
