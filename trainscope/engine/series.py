@@ -64,6 +64,16 @@ SERIES: dict[str, SeriesSpec] = {
         "SELECT concat_ws(' ', weights, mode) AS line, step, avg(loss) AS value FROM evals GROUP BY 1, 2",
     ),
     "train_loss": SeriesSpec("Training loss", "mean squared error", False, _steps("loss", "train")),
+    "loss_by_timestep": SeriesSpec(
+        "Training loss by timestep (0 % is a clean picture), unweighted",
+        "mean loss",
+        False,
+        """
+        WITH spans AS (SELECT *, step * 40 // (max(step) OVER () + 1) AS span FROM losses)
+        SELECT format('{} to {} %', 20 * (bin // 2), 20 * (bin // 2) + 20) AS line, max(step) AS step,
+            sum(loss * count) / sum(count) AS value
+        FROM spans GROUP BY bin // 2, span""",
+    ),
     "grad_norm": SeriesSpec("Gradient norm before clipping", "", True, _steps("grad_norm", "model")),
     "clip_coef": SeriesSpec(
         "What clipping multiplied the gradient by", "", False, _steps("clip_coef", "model"), idle=1.0

@@ -13,7 +13,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
-from trainscope.runlog.tables import FLAG, INT, PARAM, REAL, SEGMENT, SMALL_REAL, STEP, TABLES, TEXT, Column, Table
+from trainscope.engine.shared import SHARED
+from trainscope.runlog.tables import INT, PARAM, REAL, SEGMENT, SMALL_REAL, STEP, TABLES, TEXT, Column, Table
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ _DELIVERIES = (
 _LOSSES = (
     _count("finite_lost_count", "lost_count", finite=_DELIVERY),
     _count("finite_nonzero_count", "nonzero_count", finite=_DELIVERY),
+    _energy("finite_applied_energy", "applied_norm", "applied", finite=(*_DELIVERY, "applied_norm")),
 )
 
 
@@ -128,7 +130,6 @@ _TENSOR_STEPS = Summary(
     "tensors",
     (SEGMENT, STEP),
     (
-        _rows("tensors", "tensors"),
         _energy("weight_energy", "weight_norm", _WEIGHT),
         _energy("distance_energy", "distance_from_start", _DISTANCE),
         _energy(
@@ -182,7 +183,6 @@ _EMA_STEPS = Summary(
     "ema",
     (SEGMENT, STEP, Column("dtype", TEXT, "dtype that the shadows are stored in"), Column("decay", REAL, "decay used")),
     (
-        _rows("tensors", "ema"),
         _energy("lag_energy", "lag_norm", "‖θ − shadow‖"),
         _energy("distance_energy", "distance_from_start", "‖shadow − θ₀‖"),
         *_DELIVERIES,
@@ -196,7 +196,6 @@ _ADAPTER_STEPS = Summary(
     "adapters",
     (SEGMENT, STEP),
     (
-        _rows("adapters", "adapters"),
         _energy("delta_energy", "delta_norm", "‖sBA‖"),
         _energy("base_energy", "base_norm", "‖W‖"),
         _energy("paired_delta_energy", "delta_norm", "‖sBA‖", known=("delta_norm", "base_norm")),
@@ -209,16 +208,6 @@ _ADAPTER_STEPS = Summary(
 
 SUMMARIES = {summary.name: summary for summary in (_TENSOR_STEPS, _TENSOR_WINDOWS, _EMA_STEPS, _ADAPTER_STEPS)}
 
-RESUMES = Table(
-    "resumes",
-    "a resume: a segment that has events or a comparison of its own",
-    (
-        SEGMENT,
-        Column("start", INT, "the step that it went on from", "steps"),
-        Column("superseded", FLAG, "whether a later resume, from there or from before, has taken its place"),
-    ),
-)
-
 ENDS = {"tensor_ends": "tensors", "ema_ends": "ema", "adapter_ends": "adapters"}
 """The rows of a table at the last step that it has, with all of its columns."""
 
@@ -229,7 +218,7 @@ SPREAD_STEPS = 100
 """So many steps at most, evenly spread and the last among them; all of them where there are no more."""
 
 DERIVED: dict[str, Table] = {
-    RESUMES.name: RESUMES,
+    **{name: shared.table for name, shared in SHARED.items()},
     **{name: summary.table for name, summary in SUMMARIES.items()},
     **{name: Table(name, f"{TABLES[of].row}: the last one", TABLES[of].columns) for name, of in ENDS.items()},
     **{
@@ -240,7 +229,7 @@ DERIVED: dict[str, Table] = {
 """Every table that a query may name beside those of the log."""
 
 MADE_OF: dict[str, tuple[str, ...]] = {
-    RESUMES.name: ("continuity", "events"),
+    **{name: shared.made_of for name, shared in SHARED.items()},
     **{name: (summary.of,) for name, summary in SUMMARIES.items()},
     **{name: (of,) for name, of in {**ENDS, **SPREAD}.items()},
 }

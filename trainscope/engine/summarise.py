@@ -17,7 +17,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from trainscope.engine.summaries import ENDS, MADE_OF, RESUMES, SPREAD, SPREAD_STEPS, SUMMARIES, Facts, Summary
+from trainscope.engine.shared import SHARED
+from trainscope.engine.summaries import ENDS, MADE_OF, SPREAD, SPREAD_STEPS, SUMMARIES, Facts, Summary
 from trainscope.engine.tables import TableSource
 from trainscope.engine.views import quoted, surviving_rows
 from trainscope.runlog.history import RAW_SUFFIX
@@ -25,17 +26,6 @@ from trainscope.runlog.tables import FLAG, INT, REAL, SMALL_REAL, TABLES, TEXT
 
 WINDOWS = 60
 """Windows of about as many looks each; two more cuts fall behind the first look and in the middle of the run."""
-
-_RESUMES = """
-    WITH starts AS (
-        SELECT segment, min(step) AS start
-        FROM (SELECT segment, step FROM continuity UNION ALL SELECT segment, step FROM events WHERE kind = 'resume')
-        GROUP BY segment
-    )
-    SELECT segment, start, EXISTS (
-        SELECT 1 FROM starts AS later WHERE later.segment > starts.segment AND later.start <= starts.start
-    ) AS superseded
-    FROM starts"""
 
 _TYPES = {INT: "BIGINT", REAL: "DOUBLE", SMALL_REAL: "FLOAT", TEXT: "VARCHAR", FLAG: "BOOLEAN"}
 
@@ -66,8 +56,8 @@ def summary(source: TableSource, name: str) -> pa.Table:
         return _passed(source, SUMMARIES[name].of).summaries[name]
     if name not in source.computed:
         with _connection(source, MADE_OF[name]) as connection:
-            if name == RESUMES.name:
-                source.computed[name] = _fetch(connection, _RESUMES)
+            if name in SHARED:
+                source.computed[name] = _fetch(connection, SHARED[name].sql)
             elif name in ENDS:
                 source.computed[name] = _rows_at(connection, ENDS[name], most=1)
             else:

@@ -15,6 +15,7 @@ run AS (
         max(step) AS last_step,
         any_value(dtype) AS dtype,
         sum(finite_delivered_energy) / sum(finite_intended_energy) AS delivered,
+        sqrt(sum(finite_applied_energy) / sum(finite_intended_energy)) AS applied,
         sum(finite_lost_count) / nullif(sum(finite_nonzero_count), 0) AS lost_share
     FROM looks
     HAVING sum(finite_intended_energy) > 0
@@ -38,6 +39,7 @@ SELECT
     least(1.0, greatest(0.0, 1.0 - delivered)) AS score,
     dtype,
     lost_share,
+    applied,
     behind.lag
 FROM run, behind
 WHERE delivered < $min_delivered AND isfinite(behind.lag) AND behind.lag > $min_lag

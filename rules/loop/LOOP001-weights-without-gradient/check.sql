@@ -16,7 +16,10 @@ silent AS (
     SELECT
         sum(p.numel) FILTER (WHERE nonzero = 0) / sum(p.numel) AS share,
         count(*) FILTER (WHERE nonzero = 0) AS tensors,
+        count(DISTINCT p.module) FILTER (WHERE nonzero = 0) AS modules,
+        string_agg(DISTINCT p.component, ', ' ORDER BY p.component) FILTER (WHERE nonzero = 0) AS components,
         min(p.param) FILTER (WHERE nonzero = 0) AS example,
+        arg_min(p.shape, p.param) FILTER (WHERE nonzero = 0) AS shape,
         min(looks) AS looks,
         min(first_step) AS first_step,
         max(last_step) AS last_step
@@ -33,7 +36,9 @@ SELECT
     $max_share AS threshold,
     share AS score,
     tensors,
-    example,
+    CASE WHEN modules > 0 THEN format(' in {} modules of {}', modules, coalesce(components, 'the model')) ELSE '' END
+        AS within,
+    example || coalesce(' ' || shape, '') AS example,
     looks
 FROM silent
 WHERE share > $max_share

@@ -5,6 +5,7 @@
 WITH flagged AS (
     SELECT
         param,
+        coalesce(name, param) AS name,
         numel,
         CASE
             WHEN NOT is_model_object THEN 'are not the objects that the model uses'
@@ -28,7 +29,7 @@ run AS (
     SELECT
         sum(numel) FILTER (WHERE is_idle) / sum(numel) AS share,
         count(*) FILTER (WHERE is_idle) AS tensors,
-        min(param) FILTER (WHERE is_idle) AS example,
+        min(name) FILTER (WHERE is_idle) AS example,
         mode(fault) FILTER (WHERE is_idle) AS fault,
         min(first_step) AS first_step,
         max(last_step) AS last_step

@@ -19,6 +19,7 @@ SELECT
     $min_delta AS threshold,
     1.0 - delta / $min_delta AS score,
     scale,
-    rank
+    rank,
+    (SELECT max(alpha) FROM adapter_ends) AS alpha
 FROM ends
 WHERE scale < $min_scale AND delta < $min_delta

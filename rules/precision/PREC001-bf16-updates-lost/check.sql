@@ -12,6 +12,7 @@ run AS (
         min(finite_first_step) AS first_step,
         max(finite_last_step) AS last_step,
         sum(finite_delivered_energy) / sum(finite_intended_energy) AS delivered,
+        sqrt(sum(finite_applied_energy) / sum(finite_intended_energy)) AS applied,
         sum(finite_lost_count) / nullif(sum(finite_nonzero_count), 0) AS lost_share
     FROM looks
     HAVING sum(finite_intended_energy) > 0
@@ -24,6 +25,7 @@ SELECT
     delivered AS value,
     $min_delivered AS threshold,
     least(1.0, greatest(0.0, 1.0 - delivered)) AS score,
-    lost_share
+    lost_share,
+    applied
 FROM run
 WHERE delivered < $min_delivered

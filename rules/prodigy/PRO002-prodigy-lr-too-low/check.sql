@@ -1,32 +1,6 @@
 -- The highest lr that a step used, and when d was half way, in orders of magnitude, from d0 to where it ended.
 -- A low lr alone is no hit: with d half way in good time the search was quick enough.
--- NaN: a d that is not finite is left out by name (`NaN >= NaN` is true in DuckDB). NULL: no d, no row.
-WITH per_group AS (
-    SELECT
-        "group",
-        any_value(name) AS name,
-        max(lr) AS peak_lr,
-        arg_max(d, step) AS d_end,
-        arg_max(d0, step) AS d0,
-        min(step) AS first_step,
-        max(step) AS last_step
-    FROM groups
-    WHERE isfinite(d)
-    GROUP BY "group"
-),
-half_way AS (
-    SELECT g."group", min(g.step) AS step
-    FROM groups AS g JOIN per_group AS p USING ("group")
-    WHERE ln(g.d) >= (ln(p.d0) + ln(p.d_end)) / 2
-    GROUP BY g."group"
-),
-late AS (
-    SELECT
-        p.*,
-        -- d that never left d0 is half way from the first step on, and as late as can be.
-        CASE WHEN d_end < 1.5 * d0 THEN 1.0 ELSE h.step / p.last_step END AS late_share
-    FROM per_group AS p JOIN half_way AS h USING ("group")
-)
+-- NaN: a d that is not finite is left out. NULL: no d, no row.
 SELECT
     'group' AS where_kind,
     name AS where_name,
@@ -42,5 +16,5 @@ SELECT
     END AS progress,
     d0,
     d_end
-FROM late
+FROM d_searches
 WHERE peak_lr < $min_lr AND late_share > $max_late_share

@@ -55,6 +55,21 @@ def test_steps_are_averaged_over_ranks() -> None:
     assert line(series, "train") == [(1, 0.5)]
 
 
+def test_loss_by_timestep_is_the_mean_of_the_samples_in_a_fortieth_of_the_run() -> None:
+    rows = [
+        {"step": 1, "bin": 0, "count": 3, "loss": 1.0},
+        {"step": 2, "bin": 1, "count": 1, "loss": 5.0},
+        {"step": 1, "bin": 9, "count": 1, "loss": 0.5},
+        {"step": 79, "bin": 9, "count": 1, "loss": 0.25},
+    ]
+    series = drawn(losses=rows)["loss_by_timestep"]
+    assert series.lines.keys() == {"0 to 20 %", "80 to 100 %"}
+    assert line(series, "0 to 20 %") == [(1, 1.0), (2, 5.0)], "79 steps in 40 parts: 1 is in the first, 2 in the second"
+    assert line(series, "80 to 100 %") == [(1, 0.5), (79, 0.25)]
+    rows = [{"step": step, "bin": step % 2, "count": 1 + step % 2, "loss": float(step % 2)} for step in range(1, 401)]
+    assert line(drawn(losses=rows)["loss_by_timestep"], "0 to 20 %")[0] == (10, pytest.approx(2 / 3, abs=0.02))
+
+
 def test_groups_by_name_or_number() -> None:
     series = drawn(groups=[{"step": 1, "group": 0, "name": "unet", "d": 1e-6}, {"step": 1, "group": 1, "d": 1e-5}])
     assert set(series["d"].lines) == {"unet", "group 1"}

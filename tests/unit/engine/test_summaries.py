@@ -25,10 +25,10 @@ LIMITS = Limits()
 
 SCANS = {
     "norms at a step": (
-        """SELECT segment, step, count(*), sqrt(sum(weight_norm::DOUBLE ^ 2)),
+        """SELECT segment, step, sqrt(sum(weight_norm::DOUBLE ^ 2)),
             sqrt(sum(distance_from_start::DOUBLE ^ 2))
         FROM tensors GROUP BY ALL""",
-        "SELECT segment, step, tensors, sqrt(weight_energy), sqrt(distance_energy) FROM tensor_steps",
+        "SELECT segment, step, sqrt(weight_energy), sqrt(distance_energy) FROM tensor_steps",
     ),
     "update of a step, relative to the weights": (
         """SELECT step, sqrt(sum(update_norm::DOUBLE ^ 2)) / nullif(sqrt(sum(weight_norm::DOUBLE ^ 2)), 0) FROM tensors
@@ -62,10 +62,11 @@ SCANS = {
     ),
     "delivered by tensor": (
         """SELECT param, min(step), max(step), sum(delivered::DOUBLE * intended_norm::DOUBLE ^ 2),
-            sum(intended_norm::DOUBLE ^ 2), sum(lost_count), sum(nonzero_count)
+            sum(intended_norm::DOUBLE ^ 2), sum(lost_count), sum(nonzero_count),
+            sum(applied_norm::DOUBLE ^ 2) FILTER (WHERE isfinite(applied_norm))
         FROM tensors WHERE isfinite(delivered) AND isfinite(intended_norm) GROUP BY param""",
         """SELECT param, min(finite_first_step), max(finite_last_step), sum(finite_delivered_energy),
-            sum(finite_intended_energy), sum(finite_lost_count), sum(finite_nonzero_count)
+            sum(finite_intended_energy), sum(finite_lost_count), sum(finite_nonzero_count), sum(finite_applied_energy)
         FROM tensor_windows WHERE finite_intended_energy IS NOT NULL GROUP BY param""",
     ),
     "gradients after the first look": (

@@ -14,6 +14,7 @@ from trainscope.proof.injectors import (
     looping,
     noise,
     optimizer,
+    pictures,
     precision,
     schedule,
     schedulefree,
@@ -40,6 +41,7 @@ INJECTORS: Injectors = {
         weights,
         optimizer,
         precision,
+        pictures,
     )
     for name, make in module.INJECTORS.items()
 }

@@ -1,9 +1,12 @@
-"""Faults of what the loss is given: noise that is not drawn anew, latents of another scale. Knows nothing of rules."""
+"""Faults of what the loss is given: noise, timesteps, weights and latents. Knows nothing of rules."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+
+import torch
 
 from trainscope.proof.injectors.kinds import AtStart, Injectors
 from trainscope.trainer.noise import Draw, Draws
@@ -35,6 +38,30 @@ class _OneForTheBatch(Draws):
         return replace(whole, noise=first, added=first)
 
 
+class _Uniform(Draws):
+    """`torch.rand` where `torch.randn` was meant, moved to a mean of 0."""
+
+    def at(self, position: int, samples: Sequence[int], shape: Sequence[int]) -> Draw:
+        normal = super().at(position, samples, shape)
+        noise = torch.erf(normal.noise / math.sqrt(2))
+        return replace(normal, noise=noise, added=noise)
+
+
+class _OfFewerTimesteps(Draws):
+    """Timesteps of a schedule that was shortened to a fifth: the noisiest are never drawn."""
+
+    def at(self, position: int, samples: Sequence[int], shape: Sequence[int]) -> Draw:
+        whole = super().at(position, samples, shape)
+        return replace(whole, timesteps=whole.timesteps // 5)
+
+
+def _weighted_by_snr(session: Session) -> None:
+    """min-SNR without the min: each timestep counts its signal-to-noise ratio, 1,175 at the first."""
+    signal = session.components.noise_scheduler.alphas_cumprod.double()
+    weights = (signal / (1 - signal)).float().to(session.device)
+    session.objective = replace(session.objective, weights=weights)
+
+
 def _draws_with(kind: type[Draws]) -> AtStart:
     def change(session: Session) -> None:
         session.draws = kind(session.draws.section, session.draws.seed)
@@ -57,6 +84,9 @@ INJECTORS: Injectors = {
     "noise-reseeded-at-every-step": lambda: _draws_with(_Reseeded),
     "noise-kept-with-the-picture": lambda: _draws_with(_KeptWithThePicture),
     "one-noise-for-the-batch": lambda: _draws_with(_OneForTheBatch),
+    "noise-uniform": lambda: _draws_with(_Uniform),
+    "timesteps-of-a-fifth": lambda: _draws_with(_OfFewerTimesteps),
+    "loss-weighted-by-snr": lambda: AtStart(_weighted_by_snr),
     "latents-not-scaled": lambda: AtStart(_latents_times(-1)),
     "latents-scaled-twice": lambda: AtStart(_latents_times(1)),
 }

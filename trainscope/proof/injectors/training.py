@@ -100,6 +100,18 @@ class _GradientsScaled(Callback):
                 param.grad.mul_(self._factor)
 
 
+class _NanGradient(Callback):
+    """An overflow in one layer's backward pass, once: one element of one gradient is NaN."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def before_optimizer(self, session: Session) -> None:
+        grad = session.tensors[0].grad
+        if session.step + 1 == self._step and grad is not None:
+            grad.view(-1)[0] = math.nan
+
+
 def _lora_scale_divided_by(factor: float) -> Callable[[Session], None]:
     """`set_scale` of an inference script left in the training code."""
 
@@ -125,4 +137,5 @@ INJECTORS: Injectors = {
     "half-of-the-model-detached": lambda: AtStart(_detached_half),
     "lora-scale-divided-by-1000": lambda: AtStart(_lora_scale_divided_by(1000)),
     "gradients-times-1e-12": lambda: _GradientsScaled(1e-12),
+    "nan-in-one-gradient": lambda: _NanGradient(40),
 }
