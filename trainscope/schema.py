@@ -228,6 +228,79 @@ class Report:
     format: int = REPORT_FORMAT
 
 
+Verdict = Literal["pass", "fail"]
+Compared = Literal["pass", "fail", "missing", "not comparable"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measure of a candidate beside that of the baselines.
+
+    `baseline` has a value for each baseline run that has one; `allowed` are the lowest and the highest value that pass
+    (None: any), in `unit`. `smallest_change` is what would have failed on its own, as a share of the baseline's value
+    where `relative`; an exact measure (findings, setup, continuity) has none. `parts_at` is the step from which the
+    curves stay apart.
+    """
+
+    name: str
+    """The measure; with `where` it is unique."""
+    where: str
+    """unet, low noise …; empty for the whole run."""
+    title: str
+    unit: str
+    outcome: Compared
+    baseline: tuple[float, ...]
+    candidate: float | None
+    allowed: tuple[float | None, float | None]
+    smallest_change: float | None
+    relative: bool
+    parts_at: int | None
+    method: str
+    reason: str
+    p_value: float | None = None
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run that took part; `source` is its directory, or the file that it was recorded in."""
+
+    name: str
+    id: str
+    source: str
+    status: str
+    last_step: int
+
+
+@dataclass(frozen=True)
+class ChangedKey:
+    """A key of the configuration that the candidate has otherwise than the first baseline."""
+
+    key: str
+    baseline: Any
+    candidate: Any
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """Whether a candidate is as good as its baselines. `verdict` counts `strict`; `notes` say what was not compared."""
+
+    verdict: Verdict
+    summary: str
+    method: str
+    candidate: ComparedRun
+    baselines: tuple[ComparedRun, ...]
+    comparisons: tuple[Comparison, ...]
+    changed: tuple[ChangedKey, ...]
+    notes: tuple[str, ...]
+    crashed: tuple[str, ...] = ()
+    """Rules that crashed on the candidate."""
+    strict: bool = False
+    last_step: int = 0
+    """Steps after it were not compared."""
+    format: int = 1
+
+
 def to_json(value: Any) -> Any:
     """Turn dataclasses into plain JSON values; non-finite numbers become "NaN", "Infinity" and "-Infinity"."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -65,6 +65,7 @@ def test_help_imports_next_to_nothing() -> None:
     [
         ["audit", "RUN", "--fail-on", "never"],
         ["fix", "RUN", "--output", "fixed.toml"],
+        ["gate", "RUN", "--against", "RUN"],
         ["sql", "RUN", "SELECT 1"],
         ["preflight", "cfg.toml"],
         ["init", "new"],

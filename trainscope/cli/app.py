@@ -19,6 +19,7 @@ from trainscope.cli.audit import audit
 from trainscope.cli.config import config_app
 from trainscope.cli.exec import exec_
 from trainscope.cli.fix import fix
+from trainscope.cli.gate import gate
 from trainscope.cli.init import init
 from trainscope.cli.lora import lora_app
 from trainscope.cli.preflight import preflight
@@ -61,7 +62,7 @@ def _options(
     pass
 
 
-for verb in (init, run, preflight, audit, fix, prove, sql):
+for verb in (init, run, preflight, audit, fix, gate, prove, sql):
     app.command()(verb)
 # What stands behind the command is its own, whatever it begins with.
 app.command("exec", context_settings={"allow_interspersed_args": False})(exec_)
