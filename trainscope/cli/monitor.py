@@ -86,14 +86,9 @@ class Monitor(Callback):
             text=True,
             encoding="utf-8",
         )
-        threading.Thread(target=self._listen, args=(child,), daemon=True).start()
+        # Its own queue: what a process that was given up says last is not taken for an answer of the next.
+        threading.Thread(target=_listen, args=(child, self._answers), daemon=True).start()
         return child
-
-    def _listen(self, child: subprocess.Popen[str]) -> None:
-        assert child.stdout is not None  # noqa: S101  a pipe
-        for line in child.stdout:
-            self._answers.put(line)
-        self._answers.put("")
 
     def _read(self, line: str) -> None:
         try:
@@ -129,3 +124,10 @@ class Monitor(Callback):
             child.kill()
             child.wait()
             self._answers = queue.SimpleQueue()
+
+
+def _listen(child: subprocess.Popen[str], answers: queue.SimpleQueue[str]) -> None:
+    assert child.stdout is not None  # noqa: S101  a pipe
+    for line in child.stdout:
+        answers.put(line)
+    answers.put("")
