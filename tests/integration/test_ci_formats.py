@@ -96,7 +96,7 @@ def test_a_plan_in_the_formats_of_ci(here: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--format", "xml"), "allowed are html, json, junit, sarif, github, console"),
+        (("--format", "xml"), "allowed are html, json, junit, sarif, console, github"),
         (("--format", "junit,sarif", "--output", "-"), "exactly one format"),
         (("--format", "junit,sarif", "--output", "a.sarif"), "a.sarif"),
         (("--format", "junit", "--output", "a.sarif"), "a.sarif"),

@@ -370,3 +370,19 @@ def test_s1_what_is_cut_off_a_caption_is_never_seen(tmp_path: Path) -> None:
         rows = read_run(out).datasets["samples"].to_table().to_pylist()
         images[tokens] = {row["prompt"]: row["digest"] for row in rows if row["step"] == rows[0]["step"]}
     assert {tokens: len(set(digests.values())) for tokens, digests in images.items()} == {75: 1, 150: 2}
+
+
+def test_the_gate_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the committed baseline another seed passes, also the audit, and another learning rate does not."""
+    folder = EXAMPLES / "ci-gate"
+    monkeypatch.chdir(folder)
+    other_seed = run_config(load_config(folder / "cfg.toml", ["run.seed=4"]))
+    passed = trainscope("gate", other_seed, "--against", "baseline.json")
+    assert passed.code == 0, passed.out
+    audited = trainscope("audit", other_seed, "--format", "github", "--accepted", "accepted.toml")
+    assert (audited.code, audited.out) == (0, "")
+    changed = trainscope(
+        "gate", run_config(load_config(folder / "cfg.toml", ["optimizer.lr=1.1e-3"])), "--against", "baseline.json"
+    )
+    assert changed.code == 1
+    assert "optimizer.lr: 0.001 → 0.0011" in changed.out

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -75,6 +76,19 @@ def test_recorded_baselines_say_what_the_runs_say(quick: Path, short_run: Path, 
             assert other["baseline"] == pytest.approx(one["baseline"], rel=1e-4)
 
 
+def test_what_ci_reads(quick: Path, short_run: Path, slower: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(quick / "summary.md"))
+    result = trainscope("gate", slower, "--against", short_run, "--format", "github,junit,json", "--output", "out")
+    assert result.code == 1
+    assert result.out.startswith("::error title=gate%3A ")
+    assert "effective-lr, unet" in (quick / "summary.md").read_text()
+    junit = ElementTree.fromstring((quick / "out" / "gate.junit.xml").read_bytes())
+    failed = {case.attrib["name"] for case in junit.iter("testcase") if case.find("failure") is not None}
+    told = json.loads((quick / "out" / "gate.json").read_text())["comparisons"]
+    assert len(failed) == sum(one["outcome"] == "fail" for one in told) > 0
+    assert "effective-lr, unet" in failed
+
+
 def test_the_policy_counts(quick: Path, short_run: Path, slower: Path) -> None:
     (quick / "own.toml").write_text(
         'findings = "never"\nignore = ["effective-lr", "update", "distance", "heldout-loss", "heldout-slope", "loss"]'
@@ -107,8 +121,8 @@ def test_signals_that_are_missing_fail_when_strict(quick: Path, short_run: Path)
         (["RUN", "--against", "broken.json"], "neither a run directory nor a recorded baseline"),
         (["broken.json", "--against", "RUN"], "a candidate is a run directory"),
         (["RUN", "RUN", "--against", "RUN"], "two candidates"),
-        (["RUN", "--against", "RUN", "--format", "pdf"], "allowed are console, json"),
-        (["RUN", "--against", "RUN", "--format", "console,json"], "where the JSON goes is missing"),
+        (["RUN", "--against", "RUN", "--format", "pdf"], "allowed are console, github, json, junit"),
+        (["RUN", "--against", "RUN", "--format", "console,json"], "where the files go is missing"),
         (["RUN", "--against", "RUN", "--output", "-"], "--output - takes exactly one format"),
         (["RUN", "--against", "RUN", "--output", "x.json"], "the console is no file"),
         (["RUN", "--against", "RUN", "--policy", "nowhere.toml"], "no such policy"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,38 @@ def test_the_wheel_lists_the_same_rules(installed: Path, tmp_path: Path) -> None
 def test_the_wheel_has_what_the_report_needs(installed: Path) -> None:
     names = {path.relative_to(installed / "trainscope").as_posix() for path in (installed / "trainscope").rglob("*")}
     assert {"py.typed", "report/schema.json", "report/templates/report.html", "_rules/proofs.json"} <= names
+
+
+USES = """
+import pytest
+
+def test_a_run_with_nothing_wrong(trainscope_audit):
+    assert trainscope_audit({good!r}, ignore=["SCH", "SYM"]).findings == []
+
+def test_a_run_with_an_error(trainscope_audit):
+    trainscope_audit({bad!r})
+
+def test_another_run(trainscope_gate):
+    trainscope_gate({bad!r}, {good!r}, policy="gate.toml")
+
+def test_the_same_run(trainscope_gate):
+    assert trainscope_gate({good!r}, {good!r}, policy="gate.toml").verdict == "pass"
+"""
+
+
+def test_the_wheel_brings_fixtures_for_pytest(
+    installed: Path, tmp_path: Path, short_run: Path, faulty_run: Path
+) -> None:
+    (tmp_path / "gate.toml").write_text('findings = "never"')
+    (tmp_path / "test_training.py").write_text(USES.format(good=str(short_run), bad=str(faulty_run)))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert "2 failed, 2 passed" in done.stdout, done.stdout + done.stderr
+    assert "PREC001 error: only " in done.stdout
+    assert "effective-lr, unet: " in done.stdout

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FILES = {"html": "report.html", "json": "report.json", "junit": "report.junit.xml", "sarif": "report.sarif"}
 """Formats that are files, and their names."""
-SCREEN = ("github", "console")
+SCREEN = ("console", "github")
 """Formats that are printed."""
 
 
@@ -66,17 +66,22 @@ class Verdict:
         return commands(plain, config, accepted=self.accepted)
 
     def add_summary(self) -> None:
-        """Add to the summary of a GitHub job, in one."""
+        """To the summary of a GitHub job, in one."""
         from trainscope.report.github import summary
         from trainscope.schema import to_json
 
-        file = os.environ.get("GITHUB_STEP_SUMMARY")
-        if file:
-            try:
-                with Path(file).open("a", encoding="utf-8") as out:
-                    out.write(summary(to_json(self.report), accepted=self.accepted))
-            except OSError as error:
-                raise ConfigError(f"GITHUB_STEP_SUMMARY={file}: {error.strerror}") from error
+        add_to_job_summary(summary(to_json(self.report), accepted=self.accepted))
+
+
+def add_to_job_summary(text: str) -> None:
+    """Add Markdown to the summary of a GitHub job; nothing is done elsewhere."""
+    file = os.environ.get("GITHUB_STEP_SUMMARY")
+    if file:
+        try:
+            with Path(file).open("a", encoding="utf-8") as out:
+                out.write(text)
+        except OSError as error:
+            raise ConfigError(f"GITHUB_STEP_SUMMARY={file}: {error.strerror}") from error
 
 
 def check_formats(wanted: Sequence[str], allowed: Sequence[str], given: str) -> None:

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainscope.errors import ConfigError
+
 if TYPE_CHECKING:
     from trainscope.config.load import ResolvedConfig
     from trainscope.schema import Report
 
 
 def preflight(
-    config: Annotated[Path, typer.Argument(help="A configuration.", metavar="CFG")],
+    configs: Annotated[list[Path], typer.Argument(help="A configuration, or several.", metavar="CFG…")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; may be repeated.")] = None,
     output_format: Annotated[
-        str, typer.Option("--format", help="One of console, json, junit, sarif, github; it is printed.")
+        str, typer.Option("--format", help="One of console, github, json, junit, sarif; it is printed.")
     ] = "console",
     fail_on: Annotated[str, typer.Option(help="error, warning, info or never: what to exit 1 on.")] = "error",
     accepted: Annotated[Path | None, typer.Option(help="A file of accepted findings, which do not fail.")] = None,
@@ -29,25 +31,30 @@ def preflight(
 ) -> None:
     """Say what will go wrong with a configuration, without training."""
     from trainscope.cli.auditing import check_level, listed, show
-    from trainscope.cli.formats import Verdict, check_formats, let_pass, tell_accepted
+    from trainscope.cli.formats import SCREEN, Verdict, check_formats, let_pass, tell_accepted
     from trainscope.config.load import load_config
     from trainscope.engine.audit import exit_code
     from trainscope.report.anchors import config_file
 
-    check_formats([output_format], ("console", "json", "junit", "sarif", "github"), output_format)
+    check_formats([output_format], (*SCREEN, "json", "junit", "sarif"), output_format)
     check_level(fail_on)
-    resolved = load_config(config, overrides or ())
-    report = preflight_report(resolved, select=listed(select), ignore=listed(ignore))
-    verdict = Verdict(report, fail_on, let_pass(report, accepted, update=update_accepted))
-    if output_format == "console":
-        show(report, config)
-        tell_accepted(verdict)
-    else:
-        file = config_file(config, resolved.text, otherwise=config)
-        typer.echo(verdict.render(output_format, config, file), nl=False)
-    if output_format == "github":
-        verdict.add_summary()
-    raise typer.Exit(exit_code(report, fail_on, accepted=verdict.accepted))
+    if len(configs) > 1 and (output_format not in SCREEN or update_accepted):
+        raise ConfigError(f"{len(configs)} configurations: this is done for one at a time")
+    code = 0
+    for config in configs:
+        resolved = load_config(config, overrides or ())
+        report = preflight_report(resolved, select=listed(select), ignore=listed(ignore))
+        verdict = Verdict(report, fail_on, let_pass(report, accepted, update=update_accepted))
+        if output_format == "console":
+            show(report, config)
+            tell_accepted(verdict)
+        else:
+            file = config_file(config, resolved.text, otherwise=config)
+            typer.echo(verdict.render(output_format, config, file), nl=False)
+        if output_format == "github":
+            verdict.add_summary()
+        code = max(code, exit_code(report, fail_on, accepted=verdict.accepted))
+    raise typer.Exit(code)
 
 
 def preflight_report(resolved: ResolvedConfig, *, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Report:

@@ -22,47 +22,54 @@ _MARKS = {"error": "❌", "warning": "⚠️", "info": "ℹ️"}
 
 def commands(report: Json, config: ConfigFile, *, accepted: Mapping[str, str]) -> str:
     """An annotation, one a line, for each finding that was not accepted."""
-    lines = []
-    for finding in report["findings"]:
-        if finding["fingerprint"] not in accepted:
-            where = f"file={_property(config.path)},line={config.line(finding, report)}"
-            title = _property(f"{finding['code']} {finding['summary']}")
-            lines.append(f"::{_COMMANDS[finding['severity']]} {where},title={title}::{_data(finding['message'])}\n")
-    return "".join(lines)
+    return "".join(
+        annotation(
+            _COMMANDS[finding["severity"]],
+            finding["message"],
+            file=config.path,
+            line=str(config.line(finding, report)),
+            title=f"{finding['code']} {finding['summary']}",
+        )
+        for finding in report["findings"]
+        if finding["fingerprint"] not in accepted
+    )
+
+
+def annotation(command: str, message: str, **properties: str) -> str:
+    """A line that GitHub shows as an error, a warning or a notice."""
+    told = ",".join(f"{name}={_data(text, of_property=True)}" for name, text in properties.items())
+    return f"::{command} {told}::{_data(message)}\n"
 
 
 def summary(report: Json, *, accepted: Mapping[str, str]) -> str:
     """Markdown: the verdict, each diagnosis with what to change, and what was accepted."""
     story = tell(report)
-    lines = [f"### trainscope: {_text(story.verdict)}", ""]
+    lines = [f"### trainscope: {markdown(story.verdict)}", ""]
     if story.headline:
-        lines += [_text(" · ".join(story.headline)), ""]
+        lines += [markdown(" · ".join(story.headline)), ""]
     for card in [*story.cards, *story.others]:
-        lines += [f"#### {_MARKS[card.severity]} {_text(card.title)}", ""]
+        lines += [f"#### {_MARKS[card.severity]} {markdown(card.title)}", ""]
         for finding in card.findings:
             let_pass = " (accepted)" if finding["fingerprint"] in accepted else ""
-            lines.append(f"- `{finding['code']}`{let_pass} {_text(finding['message'])}")
+            lines.append(f"- `{finding['code']}`{let_pass} {markdown(finding['message'])}")
         for action in card.remedies[:1]:
             diff = config_diff(report.get("config", ""), action.remedy["config_patch"])
-            lines += ["", f"**Do:** {_text(action.remedy['title'])}"]
+            lines += ["", f"**Do:** {markdown(action.remedy['title'])}"]
             if diff:
                 fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", diff)), default=0))
                 lines += ["", f"{fence}diff", diff, fence]
         lines.append("")
     for finding in report["findings"]:
         if finding["fingerprint"] in accepted:
-            lines.append(f"Accepted: `{finding['code']}`, {_text(accepted[finding['fingerprint']])}")
+            lines.append(f"Accepted: `{finding['code']}`, {markdown(accepted[finding['fingerprint']])}")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+def _data(text: str, *, of_property: bool = False) -> str:
+    plain = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return plain.replace(":", "%3A").replace(",", "%2C") if of_property else plain
 
 
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
-
-
-def _text(text: str) -> str:
+def markdown(text: str) -> str:
     """As text: neither HTML nor Markdown of a run's names is interpreted."""
     return re.sub(r"([\\`*_{}\[\]()#|~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))

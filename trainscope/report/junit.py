@@ -1,4 +1,4 @@
-"""A report as JUnit XML, which every CI server shows: a rule is a test.
+"""JUnit XML, which every CI server shows; of an audit: a rule is a test.
 
 After the schema of Apache Ant's JUnit task, as published by Windy Road. Must not know the run log.
 """
@@ -6,9 +6,9 @@ After the schema of Apache Ant's JUnit task, as published by Windy Road. Must no
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from trainscope.report.diff import config_diff
 
@@ -22,41 +22,50 @@ def render_junit(report: Json, *, failing: set[str], accepted: Mapping[str, str]
     A finding below the level that fails is a skipped test, and so is a rule that did not apply or could not look.
     """
     found = {finding["code"]: finding for finding in report["findings"]}
-    suite = ElementTree.Element("testsuite")
-    ElementTree.SubElement(suite, "properties")
-    counts = dict.fromkeys(("failures", "errors", "skipped"), 0)
+    cases = []
     for rule in report["rules"]:
         finding = found.get(rule["code"])
-        case = ElementTree.SubElement(
-            suite,
-            "testcase",
-            name=_clean(f"{rule['code']} {rule['name']}"),
-            classname=_clean(f"trainscope.{finding['family'] if finding else rule['code'].rstrip('0123456789')}"),
-            time=f"{rule['seconds']:.3f}",
-        )
+        family = finding["family"] if finding else rule["code"].rstrip("0123456789")
+        case = junit_case(f"{rule['code']} {rule['name']}", f"trainscope.{family}", rule["seconds"])
         if rule["outcome"] == "crashed":
-            counts["errors"] += 1
-            ElementTree.SubElement(case, "error", type="crashed", message=_clean(rule["reason"]))
+            add(case, "error", rule["reason"], kind="crashed")
         elif finding and finding["fingerprint"] in failing:
-            counts["failures"] += 1
-            failure = ElementTree.SubElement(
-                case, "failure", type=finding["severity"], message=_clean(finding["message"])
-            )
-            failure.text = _clean(_told(finding, report.get("config", "")))
+            add(case, "failure", finding["message"], _told(finding, report.get("config", "")), kind=finding["severity"])
         elif finding or rule["outcome"] != "clear":
-            counts["skipped"] += 1
-            ElementTree.SubElement(case, "skipped", message=_clean(_why_skipped(rule, finding, accepted)))
-    ElementTree.SubElement(suite, "system-out").text = _clean(str(report["verdict"]))
-    ElementTree.SubElement(suite, "system-err")
-    for name, value in counts.items():
-        suite.set(name, str(value))
-    suite.set("name", _clean(f"trainscope {report['run'].get('name') or ''}".strip()))
-    suite.set("tests", str(len(report["rules"])))
-    suite.set("time", f"{sum(rule['seconds'] for rule in report['rules']):.3f}")
-    suite.set("timestamp", (str(report["run"].get("created") or "")[:19]) or "1970-01-01T00:00:00")
-    suite.set("hostname", _clean(str(report["run"].get("host") or "localhost")))
-    ElementTree.indent(suite)
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+            add(case, "skipped", _why_skipped(rule, finding, accepted))
+        cases.append(case)
+    run = report["run"]
+    name = f"trainscope {run.get('name') or ''}".strip()
+    return suite(name, cases, str(report["verdict"]), created=run.get("created"), host=run.get("host"))
+
+
+def junit_case(name: str, classname: str, seconds: float = 0.0) -> Element:
+    """A test that passed, until something is added."""
+    return Element("testcase", name=_clean(name), classname=_clean(classname), time=f"{seconds:.3f}")
+
+
+def add(case: Element, outcome: str, message: str, text: str = "", *, kind: str = "") -> None:
+    """Make a test an error, a failure or skipped."""
+    child = SubElement(case, outcome, message=_clean(message))
+    if kind:
+        child.set("type", kind)
+    child.text = _clean(text) or None
+
+
+def suite(name: str, cases: Sequence[Element], out: str, *, created: str | None = None, host: str | None = None) -> str:
+    """The file. `created` is a time in ISO 8601, of which the schema takes no zone."""
+    root = Element("testsuite", name=_clean(name), tests=str(len(cases)))
+    SubElement(root, "properties")
+    root.extend(cases)
+    SubElement(root, "system-out").text = _clean(out)
+    SubElement(root, "system-err")
+    for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        root.set(attribute, str(sum(case.find(tag) is not None for case in cases)))
+    root.set("time", f"{sum(float(case.attrib['time']) for case in cases):.3f}")
+    root.set("timestamp", str(created or "1970-01-01T00:00:00")[:19])
+    root.set("hostname", _clean(str(host or "localhost")))
+    indent(root)
+    return tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def _why_skipped(rule: Json, finding: Json | None, accepted: Mapping[str, str]) -> str:

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+import xmlschema
 from rich.console import Console
 
 from trainscope.report.gate import allowed, print_gate, smallest, value, values
+from trainscope.report.gate_ci import gate_commands, gate_junit, gate_summary
 from trainscope.schema import ChangedKey, ComparedRun, Comparison, GateResult, to_json
+
+SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 
 def comparison(**changes: Any) -> Comparison:
@@ -142,3 +148,45 @@ def test_ranges_and_changes_in_words() -> None:
     assert smallest(large) == "×3, ÷3"
     plain = to_json(comparison(allowed=(0.9, None), smallest_change=0.04, relative=False, unit=""))
     assert (allowed(plain), smallest(plain)) == ("from 0.9", "-0.04")
+
+
+HOSTILE = "a\x00\x1b[31m\n::error::forged | <script> ]]>"
+
+
+def of_every_outcome(**changes: Any) -> dict[str, Any]:
+    exact = comparison(
+        name="setup", where="", outcome="fail", method="equal or not", details=("optimizer: adamw → lion", HOSTILE)
+    )
+    missing = comparison(name="d", where="", outcome="missing", reason=HOSTILE, candidate=None)
+    other = comparison(name="ema-lag", where="", outcome="not comparable", reason="no average", candidate=None)
+    return result(comparison(), FAILED, exact, missing, other, **changes)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_junit_has_a_test_for_each_measure(strict: bool) -> None:
+    text = gate_junit(of_every_outcome(strict=strict, crashed=("PREC001: division by zero",)))
+    suite = ElementTree.fromstring(text.encode())
+    xmlschema.validate(suite, SCHEMAS / "JUnit.xsd")
+    counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+    assert counts == {"tests": 6, "failures": 2 + strict, "errors": 1, "skipped": 2 - strict}
+    failure = next(iter(suite.iter("failure")))
+    assert "0.4–0.42 → 0.6, from step 17 on" in failure.attrib["message"]
+
+
+def test_annotations_are_one_line_a_failure() -> None:
+    told = gate_commands(of_every_outcome())
+    lines = told.removesuffix("\n").split("\n")
+    assert len(lines) == 2
+    assert all(line.startswith("::error title=gate%3A ") for line in lines)
+    assert gate_commands(result(comparison())) == ""
+    assert len(gate_commands(of_every_outcome(strict=True)).splitlines()) == 3
+
+
+def test_the_job_summary_has_every_measure() -> None:
+    told = gate_summary(of_every_outcome())
+    assert told.startswith("### trainscope gate: fail")
+    assert "<script" not in told
+    table = [line for line in told.splitlines() if line.startswith("| ")][1:]
+    assert len(table) == 5
+    assert all(line.replace("\\|", "").count("|") == 7 for line in table)
+    assert "optimizer.lr: 0.001" in told

@@ -73,7 +73,7 @@ def _short(value: Any) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-        return int(value) if value == int(value) and abs(value) < 1e6 else float(f"{value:.{DIGITS}g}")
+        return int(value) if value == int(value) and abs(value) < 2**53 else float(f"{value:.{DIGITS}g}")
     if isinstance(value, Mapping):
         return {str(key): _short(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
