@@ -5,7 +5,6 @@ share.
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +47,9 @@ class Verdict:
 
         plain = to_json(self.report)
         if name == "json":
-            return json.dumps(plain, ensure_ascii=False) + "\n"
+            from trainscope.report.json import json_text
+
+            return json_text(plain)
         if name == "html":
             from trainscope.report.html import render_html
 

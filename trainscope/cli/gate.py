@@ -148,21 +148,18 @@ def _check_output(wanted: Sequence[str], formats: str, output: str) -> None:
 
 
 def _show(result: GateResult, wanted: Sequence[str], output: str) -> None:
-    import json
-
     from rich.console import Console
 
     from trainscope.cli.formats import add_to_job_summary
     from trainscope.report.gate import print_gate
     from trainscope.report.gate_ci import gate_commands, gate_junit, gate_summary
-    from trainscope.report.json import write_atomically
+    from trainscope.report.json import json_text, write_atomically
     from trainscope.schema import to_json
 
     plain = to_json(result)
     for name in wanted:
         if name in FILES:
-            as_json = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-            text = as_json if name == "json" else gate_junit(plain)
+            text = json_text(plain) if name == "json" else gate_junit(plain)
             if output in ("", "-"):
                 typer.echo(text, nl=False)
             else:

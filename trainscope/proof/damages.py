@@ -5,7 +5,6 @@ Each takes the checkpoint's folder and changes files in it. Knows nothing of run
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -74,16 +73,6 @@ def _average_as_weights(checkpoint: Path) -> None:
 
 def _moments_zeroed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: torch.zeros_like(value) if value.dim() else value for key, value in tensors.items()}
-
-
-def _json_changed(name: str, change: Callable[[dict[str, object]], None]) -> Damage:
-    def damage(checkpoint: Path) -> None:
-        path = checkpoint / "state" / name
-        found = json.loads(path.read_text(encoding="utf-8"))
-        change(found)
-        path.write_text(json.dumps(found), encoding="utf-8")
-
-    return damage
 
 
 def _optimizer_of_an_older_checkpoint(checkpoint: Path) -> None:

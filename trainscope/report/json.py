@@ -21,8 +21,12 @@ _AGAIN = "run `trainscope audit` on the run again"
 
 def write_json(report: Report, path: Path) -> None:
     """Write the report beside its place and rename it, so that a reader never sees half of it."""
-    text = json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, text.encode("utf-8", "replace"))
+    write_atomically(path, json_text(to_json(report)).encode("utf-8", "replace"))
+
+
+def json_text(plain: dict[str, Any]) -> str:
+    """The content of a JSON file, of plain values: non-finite numbers are text already."""
+    return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +17,6 @@ from torch import Tensor
 from trainscope.errors import ConfigError
 
 T = TypeVar("T")
-
-Parallel = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
