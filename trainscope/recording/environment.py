@@ -25,6 +25,7 @@ LIBRARIES = (
     "lion-pytorch",
     "safetensors",
     "numpy",
+    "numba",
     "pyarrow",
 )
 

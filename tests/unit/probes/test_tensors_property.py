@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from tests.unit.probes import reference
 from tests.unit.probes.steps import expect, probed_step
+from trainscope.probes import moments, sample_chunk
+from trainscope.probes import tensors as tensors_module
 from trainscope.probes.tensors import TensorsProbe
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -50,6 +54,17 @@ def models(draw: st.DrawFn) -> list[tuple[Tensor, Tensor | None]]:
     return found
 
 
+@pytest.fixture(params=[True, False], ids=["compiled", "by rows"], scope="module")
+def _how(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With compiled passes where they can be taken, and as if there was no numba."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.param:
+            for module in (tensors_module, moments, sample_chunk):
+                patch.setattr(module, "compiled_passes", lambda: None)
+        yield
+
+
+@pytest.mark.usefixtures("_how")
 @given(model=models(), memory=st.sampled_from([2**30, 64]))
 def test_every_measure_without_the_optimizer(model: list[tuple[Tensor, Tensor | None]], memory: int) -> None:
     params = {f"p{n}": torch.nn.Parameter(weight) for n, (weight, _) in enumerate(model)}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from tests.unit.probes.steps import make_params, probed_step, rows_of, set_grads
+from trainscope.probes.by_kernel import ByKernel
 from trainscope.probes.sampling import SAMPLE_ELEMENTS
 from trainscope.probes.tensors import COUNTS, UPDATE, TensorsProbe, strides_within
 
@@ -65,14 +67,22 @@ def test_what_stands_still_is_lost_whole() -> None:
     assert "lost_count" in COUNTS
 
 
-def test_copies_made_before_a_step_are_gone_after_it() -> None:
-    params = make_params(torch.float32)
+def held(look: Any) -> list[Any]:
+    """The copies from before the step."""
+    if isinstance(look, ByKernel):
+        return [look._before, look._nonzero]
+    return [*look._before, *look._nonzero]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["compiled", "by rows"])
+def test_copies_made_before_a_step_are_gone_after_it(dtype: torch.dtype) -> None:
+    params = make_params(dtype)
     optimizer = torch.optim.AdamW(params.values(), lr=1e-3)
     probe = TensorsProbe(params, optimizer)
     set_grads(params, 1)
     probe.before_step()
-    held = [tensor.untyped_storage().nbytes() for tensor in (*probe._before, *probe._nonzero)]
-    assert sum(held) >= sum(p.numel() * 5 for p in params.values())
+    (_, look), *_ = probe._looks
+    assert sum(copy.nbytes for copy in held(look)) >= sum(p.numel() * (p.element_size() + 1) for p in params.values())
     optimizer.step()
     rows_of(probe.after_step(1))
-    assert probe._before == probe._nonzero == []
+    assert sum(copy.nbytes for copy in held(look)) == 0
