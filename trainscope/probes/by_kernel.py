@@ -20,11 +20,12 @@ PIECE_ELEMENTS = 2**16
 
 @cache
 def compiled_passes() -> ModuleType | None:
-    """`probes/kernels.py`, which is compiled when it is first used; None where there is no numba that works."""
+    """`probes/kernels.py`, ready to be called; None where there is no numba that works."""
     try:
         from trainscope.probes import kernels
     except ImportError:  # also where numba does not know this numpy
         return None
+    kernels.make_ready()
     return kernels
 
 
@@ -74,10 +75,6 @@ class ByKernel:
         self._zeros = np.empty((len(self._pieces), PIECE_ELEMENTS // kernels.BLOCK), np.int32)
         self._start = self._copy()
         self._before, self._nonzero = torch.empty(0), np.empty(0, np.uint8)
-        # Compiled here, or taken from where that is kept, so that no step waits for it.
-        none, no_pieces, nothing = addresses([], []), self._pieces[:0], np.empty((5, 0))
-        kernels.gradient(no_pieces, none, self._nonzero, self._zeros, nothing)
-        kernels.change(no_pieces, none, *self._copies(), self._nonzero, self._zeros, nothing)
 
     def gradients(self, grads: Sequence[Tensor | None]) -> Tensor:
         """Copy the weights and measure the gradients, float64 [5, tensors]."""

@@ -157,6 +157,17 @@ def compare(ends: Any, theta: Any, after: Any, delta: Any, grad: Any, v_hat: Any
         out[3, tensor], out[4, tensor], out[5, tensor] = squares, second, dominated
 
 
+def make_ready() -> None:
+    """Compile all of them, or take them from where they are kept, so that no step waits for it."""
+    floats, whole, bytes_ = np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.uint8)
+    pieces, zeros, out = np.empty((0, 4), np.int64), np.empty((0, 1), np.int32), np.empty((6, 0))
+    gradient(pieces, whole, bytes_, zeros, out)
+    change(pieces, whole, floats, floats, bytes_, zeros, out)
+    moments(pieces, whole, whole, out)
+    gather(whole, whole, np.zeros(1, np.int64), floats)
+    compare(np.zeros(1, np.int64), floats, floats, floats, floats, floats, np.float32(0), out)
+
+
 def ordered(bits: np.ndarray) -> np.ndarray:
     """int32 bits of float32 as integers of the same order, and back; NaN lie at both ends."""
     found: np.ndarray = bits ^ ((bits >> 31) & MAGNITUDE)

@@ -93,8 +93,6 @@ class _Compiled:
         self._pieces = pieces_of(self._sizes)
         self._measured = np.flatnonzero(self._sizes)
         self._firsts = np.flatnonzero(self._pieces[:, 1] == 0)
-        none = addresses([], [])
-        kernels.moments(self._pieces[:0], none, none, np.empty((4, 0)))
 
     def measure(self, first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> Tensor:
         """float64 [3, tensors]; ABSENT where there is none."""

@@ -34,10 +34,6 @@ class SampleChunk:
         self._share = self._count / torch.tensor(self._sizes, device=chunk.device)
         self._ends = np.cumsum([0, *chunk.sizes], dtype=np.int64)
         self._kernels = compiled_passes() if all(map(is_plain, tensors)) else None
-        if self._kernels is not None:
-            nothing = np.empty(0, np.float32)
-            self._kernels.gather(addresses([], []), addresses([], []), self._ends[:1], nothing)
-            self._kernels.compare(self._ends[:1], *[nothing] * 5, np.float32(0), np.empty((6, 0)))
 
     def theta(self) -> Tensor:
         """The tensors' elements as they are now, float32 [elements]."""

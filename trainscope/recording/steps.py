@@ -174,7 +174,11 @@ class StepRecorder:
             log.drain()
 
     def _make(self, table: str, make: Callable[[], T]) -> T | None:
-        return self.log.attempt(table, make) if self._is_main and table not in self._unrecorded else None
+        if not self._is_main or table in self._unrecorded:
+            return None
+        probe = self.log.attempt(table, make)
+        self.log.spent.clear()  # making it is no step's work
+        return probe
 
     def _letting_go(self, table: str, do: Callable[[], T]) -> T | None:
         """The copies that a failing probe keeps may be the memory that was missing: it is let go."""
