@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from trainscope.engine.cases import RERUNS, Case
+from trainscope.engine.cases import RERUNS, Case, ChangeSpec
 from trainscope.engine.catalogue import explains_graph, reachable
 from trainscope.engine.loader import builtin_root, load_rules
 from trainscope.engine.rule import Rule
@@ -25,7 +25,7 @@ def is_slow(rule: Rule, case: Case) -> bool:
     That rules are silent where nothing is wrong is then shown by the inline tables and `test_healthy_runs`.
     """
     if not case.runs:
-        return case.kind in RERUNS
+        return case.kind in RERUNS or bool(case.shown_by)
     if len(case.runs) > 1 and rule.header.family != "resume":
         return True
     return case is not next((other for other in rule.cases if other.kind == "fires" and other.runs), None)
@@ -78,3 +78,13 @@ def test_every_proof_on_record_has_a_case() -> None:
         (code, kind, title) for code, kinds in RECORDED.items() for kind, titles in kinds.items() for title in titles
     }
     assert recorded == kept
+
+
+@pytest.mark.slow
+def test_a_warning_that_the_run_does_not_show_is_no_proof() -> None:
+    """A plan of three steps is warned of as too short, and shows nothing of low precision."""
+    (rule,) = [rule for rule in RULES if rule.code == "SCH104"]
+    plan = ChangeSpec(set={"train.steps": 3, "eval.every_steps": 0, "probes.every": 1})
+    case = Case(name="three steps", kind="fires", plan=plan, shown_by=("PREC001",))
+    assert judge(rule, case.model_copy(update={"shown_by": ()}), RULES).holds
+    assert judge(rule, case, RULES).reason.startswith("the run does not show PREC001")

@@ -149,7 +149,8 @@ def test_the_exit_code_of_a_training_with_findings(options: tuple[str, ...], cod
 
 def test_without_an_audit_nothing_is_reported(tmp_path: Path) -> None:
     (tmp_path / "cfg.toml").write_text(config_text(steps=1), encoding="utf-8")
-    changes = settings("sample.every_steps=0", "run.device=cpu")
+    # One step is too few, which preflight would find.
+    changes = settings("sample.every_steps=0", "run.device=cpu", "audit.thresholds.SCH104.min_seen=0")
     result = trainscope("run", tmp_path / "cfg.toml", *changes, "--no-audit", "--fail-on", "info")
     assert result.code == 0
     assert not list(Path(result.last_line).glob("report.*"))

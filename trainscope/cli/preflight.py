@@ -57,8 +57,10 @@ def preflight(
     raise typer.Exit(code)
 
 
-def preflight_report(resolved: ResolvedConfig, *, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Report:
-    """Evaluate the rules that a configuration and its files can decide."""
+def preflight_report(
+    resolved: ResolvedConfig, *, out: Path | None = None, select: Sequence[str] = (), ignore: Sequence[str] = ()
+) -> Report:
+    """Evaluate the rules that a configuration and its files can decide; `out` is the run's directory, if known."""
     from trainscope.cli.auditing import thresholds_of
     from trainscope.engine.audit import audit
     from trainscope.engine.loader import builtin_root, load_rules
@@ -68,8 +70,13 @@ def preflight_report(resolved: ResolvedConfig, *, select: Sequence[str] = (), ig
     rules, broken = load_rules()
     rows = [{"key": key, "value": value} for key, value, _ in resolved.rows()]
     return audit(
-        preflight_source(resolved),
-        {"name": resolved.config.run.name, "status": "planned", "path": str(resolved.path or "")},
+        preflight_source(resolved, out=out),
+        {
+            "name": resolved.config.run.name,
+            "status": "planned",
+            "path": str(resolved.path or ""),
+            "given": {key: value for key, value, origin in resolved.rows() if origin == "cli"},
+        },
         rules=rules,
         broken=broken,
         stage="preflight",

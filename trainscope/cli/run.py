@@ -1,7 +1,8 @@
-"""`trainscope run`: a full training, instrumented, looked at while it goes on, and audited at its end."""
+"""`trainscope run`: a full training, looked at before it begins, while it goes on, and audited at its end."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -28,7 +29,11 @@ def run(
     ] = None,
     no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not audit at the end.")] = False,
     fail_on: Annotated[
-        str, typer.Option(help="error, warning, info or never: what to exit 1 on at the end.", metavar="LEVEL")
+        str,
+        typer.Option(
+            help="error, warning, info or never: what to exit 1 on, before the training (preflight) and at its end.",
+            metavar="LEVEL",
+        ),
     ] = "never",
     fail_fast: Annotated[
         str | None,
@@ -39,7 +44,10 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Train as a configuration says, and audit the result. The last line is the run directory."""
+    """Look at a configuration (preflight), train as it says, and audit the result.
+
+    The last line is the run directory.
+    """
     import os
     import shlex
 
@@ -63,6 +71,7 @@ def run(
     from rich.console import Console
 
     console = Console(highlight=False)
+    _look_before(resolved, config, out, fail_on, console)
     console.print("loading torch and the model …", style="dim")
     from trainscope.cli.monitor import Monitor
     from trainscope.cli.progress import ProgressDisplay
@@ -86,6 +95,32 @@ def run(
     if finished.status == "interrupted":
         code = 1 if monitor.stopped_by else 130
     raise typer.Exit(code)
+
+
+def _look_before(resolved: ResolvedConfig, config: Path, out: Path | None, fail_on: str, console: Console) -> None:
+    """Print what preflight finds. Exits with 1 if that is at or above `fail_on`: before torch is loaded."""
+    from trainscope.cli.auditing import show
+    from trainscope.cli.preflight import preflight_report
+    from trainscope.engine.audit import fails
+    from trainscope.errors import TrainscopeError
+
+    try:
+        report = preflight_report(resolved, out=out)
+    except TrainscopeError as error:
+        # The training says more of what it cannot load, and has the last word.
+        console.print(f"preflight could not look: {str(error).splitlines()[0]}", style="dim", markup=False)
+        return
+    counts = Counter(rule.outcome for rule in report.rules)
+    if not report.findings and not counts["crashed"]:
+        unseen = f", {counts['not_observable']} not observable" if counts["not_observable"] else ""
+        console.print(f"preflight: nothing found ({counts['clear']} rules clear{unseen})", style="dim")
+        return
+    console.print("preflight", style="bold")
+    show(report, config)
+    console.print()
+    if any(fails(finding, fail_on) for finding in report.findings):
+        console.print(f"not trained: --fail-on {fail_on}", markup=False)
+        raise typer.Exit(1)
 
 
 def _stop_on(resolved: ResolvedConfig, asked: str | None) -> FailFast | None:

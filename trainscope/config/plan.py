@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 from trainscope.config.buckets import batches_per_epoch
 from trainscope.config.model import RunConfig
+from trainscope.config.saves import Saves, kept_at_once
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Plan:
     """Share of the base model that is left in the average at the end; None without EMA."""
     lora_scale: float | None
     """alpha / rank; None for a full fine-tune."""
+    checkpoints: int
+    """Checkpoints that lie on the disk at once, at the most."""
 
     def keys(self) -> dict[str, float | int | None]:
         """The plan as `plan.*` keys of the `config` table."""
@@ -56,6 +59,14 @@ def plan_run(config: RunConfig, samples: int, *, buckets: Sequence[int] | None =
     epochs = steps * train.gradient_accumulation / batches
     warmup = config.scheduler.warmup
     updates = steps // config.ema.every if config.ema.enabled else 0
+    saves = Saves(
+        every_steps=config.checkpoint.every_steps,
+        every_batches=config.checkpoint.every_epochs * batches,
+        accumulation=train.gradient_accumulation,
+        step=0,
+        micro_step=0,
+        last=steps,
+    )
     return Plan(
         samples=samples,
         batches_per_epoch=batches,
@@ -66,6 +77,7 @@ def plan_run(config: RunConfig, samples: int, *, buckets: Sequence[int] | None =
         ema_updates=updates,
         ema_initial_weight=ema_initial_weight(updates, config) if config.ema.enabled else None,
         lora_scale=config.lora.alpha / config.lora.rank if train.method == "lora" else None,
+        checkpoints=kept_at_once(1 + saves.ahead, config.checkpoint.keep),
     )
 
 
@@ -82,7 +94,15 @@ def ema_decay(update: int, *, decay: float, warmup: bool) -> float:
 
 
 def ema_initial_weight(updates: int, config: RunConfig) -> float:
-    """Share of the first copy, which is the base model but for one step, that is left after `updates` updates."""
+    """Share of the first copy, which is the base model but for one step, that is left after `updates` updates.
+
+    The product of `ema_decay` over the updates from the second on. Those of the warmup telescope: the product of
+    n / (9 + n) for n from 2 to N is 10! / ((N + 1) … (N + 9)).
+    """
     ema = config.ema
-    logs = (math.log(ema_decay(n, decay=ema.decay, warmup=ema.warmup)) for n in range(2, updates + 1))
-    return math.exp(math.fsum(logs))
+    if updates <= 1:
+        return 1.0
+    rising = min(updates, math.floor(9 * ema.decay / (1 - ema.decay))) if ema.warmup else 1
+    rising = max(1, rising)
+    warm = math.lgamma(11) - math.fsum(math.log(rising + k) for k in range(1, 10))
+    return math.exp(warm + (updates - rising) * math.log(ema.decay))

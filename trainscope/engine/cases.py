@@ -65,6 +65,8 @@ class Case(Strict):
     advice: str | None = None
     healthy: ChangeSpec | None = None
     first_cause: bool = False
+    shown_by: tuple[str, ...] = ()
+    """Of a plan that fires: the rules that the training of this very plan trips, each of which `explains` names."""
     note: str = ""
 
     @model_validator(mode="after")
@@ -104,6 +106,8 @@ class Case(Strict):
         ):
             if given and self.kind not in kinds:
                 raise ValueError(f"`{key}` is for {' and '.join(kinds)} cases")
+        if self.shown_by and (self.kind != "fires" or self.plan is None):
+            raise ValueError("`shown_by` is for fires cases with a plan")
         if self.kind == "cured" and self.remedy is None:
             raise ValueError("a cured case names its `remedy` by title")
         if self.kind == "refuted" and self.advice is None:
@@ -152,6 +156,8 @@ def _case_problems(case: Case, cases: tuple[Case, ...], header: RuleHeader) -> l
         advices = [refuted.advice for refuted in header.refuted]
         if case.advice not in advices:
             problems.append(f"advice: the rule refutes no {case.advice!r}{did_you_mean(case.advice, advices)}")
+    unexplained = [code for code in case.shown_by if code not in header.explains]
+    problems += [f"shown_by: the rule does not explain {code}" for code in unexplained]
     if case.tables is not None:
         try:
             case.source()

@@ -59,6 +59,12 @@ class Query:
 
 def check_select(sql: str, tables: Collection[str] | None = None) -> Query:
     """Accept a single SELECT over `tables` (by default the run log and its summaries); RuleError with the reason."""
+    return _checked(sql, frozenset({*TABLES, *DERIVED} if tables is None else tables))
+
+
+@functools.lru_cache(maxsize=1024)
+def _checked(sql: str, tables: frozenset[str]) -> Query:
+    """Kept, since a command that trains loads all rules before, and again for the audit."""
     parser = _parser()
     try:
         statements = parser.extract_statements(sql)
@@ -75,7 +81,7 @@ def check_select(sql: str, tables: Collection[str] | None = None) -> Query:
         raise RuleError(f"the query is nested too deeply: {one_line(error)}") from error
     if tree.get("error"):
         raise RuleError(_not_a_select(statements[0]))
-    known = {name.lower() for name in ({*TABLES, *DERIVED} if tables is None else tables)}
+    known = {name.lower() for name in tables}
     return Query(sql, parameters, frozenset(_check_tree(tree["statements"], known)))
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainscope.engine.cases import Case
+from trainscope.engine.curves import SERIES
 from trainscope.engine.header import message_fields, placeholder
 from trainscope.engine.hits import RESERVED, column_problems
 from trainscope.engine.problems import did_you_mean, in_file
 from trainscope.engine.query import check_select
 from trainscope.engine.rule import Rule, read_cases
 from trainscope.engine.sandbox import run_query
-from trainscope.engine.series import SERIES
 from trainscope.engine.summaries import MADE_OF
 from trainscope.engine.tables import TableSource
 from trainscope.errors import RuleError
@@ -90,5 +90,9 @@ def _unproven(rule: Rule, cases: tuple[Case, ...]) -> Iterator[str]:
         # One in words changes no configuration, so there is nothing to rerun.
         patches = [spec.title for spec in header.remedies if spec.set]
         yield from (f"no cured case for remedy {title!r}" for title in patches if title not in cured)
+    if header.stages == ("preflight",) and header.severity != "info":
+        warned = [case for case in cases if case.kind == "fires"]
+        if not any(case.shown_by or case.note for case in warned):
+            yield "no fires case whose plan's run shows the fault (`shown_by`), nor a `note` that says why none can"
     refuted = {case.advice for case in cases}
     yield from (f"no refuted case for {spec.advice!r}" for spec in header.refuted if spec.advice not in refuted)

@@ -85,7 +85,7 @@ def dotted(module: str, *, layers: int = LAYERS) -> str | None:
     path = _DOTTED_WORD.sub(lambda found: found[0].replace(".", "_"), module.replace("_", "."))
     if not all(part in _WORDS or _PLAIN.fullmatch(part) for part in path.split(".")):
         return None
-    return _from_sgm(path, layers)
+    return from_sgm(path, layers)
 
 
 def layers_of(metadata: Mapping[str, str]) -> int:
@@ -134,7 +134,8 @@ def _inside(kind: str, rest: str) -> str:
     return _RESNET.get(rest, rest) if kind == "resnets" else rest
 
 
-def _from_sgm(path: str, layers: int) -> str | None:
+def from_sgm(path: str, layers: int) -> str | None:
+    """The path in diffusers by that in Stability AI's code; a path of another code is left as it is."""
     if path in _SINGLE_BACK:
         return _SINGLE_BACK[path]
     if found := _INPUT_OP.fullmatch(path):

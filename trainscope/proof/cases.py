@@ -57,7 +57,8 @@ def judge(rule: Rule, case: Case, catalogue: Sequence[Rule]) -> Verdict:
         return _judge_rerun(rule, case, catalogue)
     source, stage = _subject(rule, case)
     report = _report(source, stage, catalogue)
-    return Verdict(case, _outcome_problem(rule, case, report) or _first_cause_problem(rule, case, report))
+    problem = _outcome_problem(rule, case, report) or _first_cause_problem(rule, case, report)
+    return Verdict(case, problem or _shown_problem(case, catalogue))
 
 
 def _subject(rule: Rule, case: Case) -> tuple[TableSource, Stage]:
@@ -70,7 +71,13 @@ def _subject(rule: Rule, case: Case) -> tuple[TableSource, Stage]:
 
 
 def _planned(changes: Mapping[str, Any]) -> TableSource:
-    return preflight_source(RunSpec(changes).resolved())
+    """The tables of a plan. A tiny model is built first: of one that is not there nothing is known."""
+    from trainscope.trainer.models.tiny import tiny_folder
+
+    resolved = RunSpec(changes).resolved()
+    if resolved.config.model.base.startswith("tiny:"):
+        tiny_folder(resolved.config.model.base.removeprefix("tiny:"))
+    return preflight_source(resolved)
 
 
 def _run(case: Case, changes: Mapping[str, Any]) -> Path:
@@ -155,6 +162,18 @@ def _first_cause_problem(rule: Rule, case: Case, report: Report) -> str:
     codes = {finding.fingerprint: finding.code for finding in report.findings}
     first = [codes[cause.finding] for diagnosis in report.diagnoses[:1] for cause in diagnosis.causes]
     return "" if first[:1] == [rule.code] else f"expected to be the first cause, found {', '.join(first) or 'no cause'}"
+
+
+def _shown_problem(case: Case, catalogue: Sequence[Rule]) -> str:
+    """Where preflight warns, the training of the same plan shows the fault."""
+    if case.plan is None or not case.shown_by:
+        return ""
+    report = _report(source_of(read_run(make_run(RunSpec(case.plan.set)))), "run", catalogue)
+    fired = {finding.code for finding in report.findings}
+    silent = [code for code in case.shown_by if code not in fired]
+    return (
+        f"the run does not show {', '.join(silent)}; it shows {', '.join(sorted(fired)) or 'nothing'}" if silent else ""
+    )
 
 
 def _report(source: TableSource, stage: Stage, catalogue: Sequence[Rule]) -> Report:

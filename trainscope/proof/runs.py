@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import trainscope
 from trainscope.config.load import ResolvedConfig, parse_config
+from trainscope.proof.few import write_few
 from trainscope.proof.shapes import draw_shapes, write_long_captions, write_tags
 from trainscope.proof.twins import write_twins
 from trainscope.toml import toml_value
@@ -112,11 +113,12 @@ def _key(resolved: ResolvedConfig, inject: Sequence[str], stop_at: int | None, *
 def changed_base(changes: Mapping[str, Any]) -> dict[str, Any]:
     """`BASE` with changes; a length in epochs takes the place of one in steps.
 
-    As `data.dir`, "twins" means the folder of `twins_folder`.
+    As `data.dir`, "twins" means the folder of `twins_folder`, "few" that of `few_folder`.
     """
     values = {**BASE, "data.dir": str(shapes_folder()), **changes}
-    if values["data.dir"] == "twins":
-        values["data.dir"] = str(twins_folder())
+    named = {"twins": twins_folder, "few": few_folder}
+    if values["data.dir"] in named:
+        values["data.dir"] = str(named[values["data.dir"]]())
     if "train.epochs" in changes:
         del values["train.steps"]
     return values
@@ -224,6 +226,12 @@ def shapes_folder() -> Path:
 def twins_folder() -> Path:
     """The shapes, each of them twice, likewise."""
     return _drawn("twins", write_twins, of=("shapes.py", "twins.py"))
+
+
+@cache
+def few_folder() -> Path:
+    """Eight of the shapes, likewise."""
+    return _drawn("few", write_few, of=("shapes.py", "few.py"))
 
 
 def _drawn(name: str, draw: Callable[[Path], object], *, of: Sequence[str]) -> Path:

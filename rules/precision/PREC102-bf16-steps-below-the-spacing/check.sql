@@ -1,8 +1,13 @@
 -- AdamW moves an element by about lr in a step; a bf16 of magnitude w has its neighbours |w|·2⁻⁸ to |w|·2⁻⁷ away, and
 -- nearest rounding drops what is below half of that. Judged at the median of the tensors' median magnitudes.
--- NULL: weight files that are not at hand, or not readable without torch, leave it not observable.
+-- float32 weights, and bf16 ones that are rounded stochastically, lose none of it.
+-- NULL: weight files that are not at hand leave it not observable.
 WITH plan AS (
-    SELECT max(try_cast(value AS DOUBLE)) FILTER (WHERE key = 'optimizer.lr') AS lr FROM config
+    SELECT
+        max(try_cast(value AS DOUBLE)) FILTER (WHERE key = 'optimizer.lr') AS lr,
+        max(value) FILTER (WHERE key = 'precision.weights') AS format,
+        max(value) FILTER (WHERE key = 'precision.stochastic_rounding') AS stochastic
+    FROM config
 ),
 weights AS (
     SELECT median(weight_abs_median) AS magnitude FROM params WHERE weight_abs_median > 0
@@ -18,4 +23,4 @@ SELECT
     lr,
     magnitude AS weight
 FROM plan, weights
-WHERE lr / (magnitude / 512) < $min_ratio
+WHERE format = 'bf16' AND stochastic = 'false' AND lr / (magnitude / 512) < $min_ratio

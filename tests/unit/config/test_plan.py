@@ -7,7 +7,7 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from trainscope.config.load import parse_config
-from trainscope.config.plan import ema_decay, plan_run
+from trainscope.config.plan import ema_decay, ema_initial_weight, plan_run
 
 BASE = '[model]\nbase = "tiny:sd15"\n[train]\nsteps = 100\n[data]\ndir = "images"\n'
 
@@ -51,3 +51,30 @@ def test_ema_decay_is_what_the_library_does(decay: float, warmup: bool) -> None:
         overrides=["ema.enabled=true", f"ema.decay={decay}", f"ema.warmup={str(warmup).lower()}"],
     ).config
     assert plan_run(config, 10).ema_initial_weight == pytest.approx(1 - ema.shadow_params[0].item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("decay", [0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("warmup", [True, False])
+@pytest.mark.parametrize("updates", [0, 1, 2, 3, 81, 82, 1000, 20_000])
+def test_what_is_left_of_the_first_copy_is_the_product_of_the_decays(decay: float, warmup: bool, updates: int) -> None:
+    product = 1.0
+    for update in range(2, updates + 1):
+        product *= ema_decay(update, decay=decay, warmup=warmup)
+    changes = ["ema.enabled=true", f"ema.decay={decay}", f"ema.warmup={str(warmup).lower()}"]
+    config = parse_config(BASE, overrides=changes).config
+    assert ema_initial_weight(updates, config) == pytest.approx(product, rel=1e-9, abs=1e-300)
+
+
+def test_a_plan_of_very_many_steps_takes_no_time() -> None:
+    """Nothing in it goes through the steps one by one: these would take hours."""
+    changes = ["train.steps=1_000_000_000_000", "ema.enabled=true", "ema.decay=0.99999999", "checkpoint.every_steps=7"]
+    plan = plan_run(parse_config(BASE, overrides=[*changes, "checkpoint.every_epochs=0"]).config, 10)
+    assert plan.checkpoints == 999_999_999_999 // 7 + 1
+    assert plan.ema_initial_weight == 0
+
+
+@pytest.mark.parametrize(("keep", "checkpoints"), [(0, 5), (1, 2), (4, 5), (9, 5)])
+def test_checkpoints_that_lie_there_at_once(keep: int, checkpoints: int) -> None:
+    """Saved after 20, 40, 60, 80 and 100 steps; an old one goes when the new one is there."""
+    config = parse_config(BASE, overrides=["checkpoint.every_steps=20", f"checkpoint.keep={keep}"]).config
+    assert plan_run(config, 10).checkpoints == checkpoints

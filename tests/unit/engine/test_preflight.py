@@ -36,17 +36,57 @@ def test_pictures_are_measured_and_captions_counted() -> None:
     assert {row["tags"] for row in found} == {1}
 
 
-def test_long_captions_are_cut_and_missing_ones_unknown(tmp_path: Path) -> None:
-    for number, shape in enumerate(sorted(SHAPES.glob("*.png"))[:3]):
-        (tmp_path / f"{number}.png").write_bytes(shape.read_bytes())
-    (tmp_path / "0.txt").write_text("red, " * 100)
-    (tmp_path / "1.txt").write_bytes(b"\xff\xfe\xff")
-    found = rows("data.max_tokens=150", folder=tmp_path)
-    assert [(row["tokens"], row["truncated"], row["tags"]) for row in found] == [
-        (200, 50, 100),
-        (None, None, None),
-        (None, None, None),
+def some(folder: Path, captions: list[str | bytes | None]) -> Path:
+    """Pictures with these captions."""
+    for number, (shape, caption) in enumerate(zip(sorted(SHAPES.glob("*.png")), captions, strict=False)):
+        (folder / f"{number}.png").write_bytes(shape.read_bytes())
+        if caption is not None:
+            (folder / f"{number}.txt").write_bytes(caption if isinstance(caption, bytes) else caption.encode())
+    return folder
+
+
+def test_long_captions_are_cut(tmp_path: Path) -> None:
+    found = rows("data.max_tokens=150", folder=some(tmp_path, ["red, " * 100, ""]))
+    assert [(row["tokens"], row["truncated"], row["tags"]) for row in found] == [(200, 50, 100), (0, 0, 0)]
+
+
+def test_without_any_caption_nothing_is_known_of_them(tmp_path: Path) -> None:
+    found = rows(folder=some(tmp_path, [None, None]))
+    assert [(row["tokens"], row["truncated"], row["tags"]) for row in found] == [(None, None, None)] * 2
+
+
+def test_all_that_the_training_will_refuse_is_told_at_once(tmp_path: Path) -> None:
+    some(tmp_path, ["a", b"caf\xe9", None, "b"])
+    (tmp_path / "3.jpg").write_bytes((tmp_path / "3.png").read_bytes())
+    (tmp_path / "4.png").touch()
+    (tmp_path / "4.txt").touch()
+    with pytest.raises(DataError) as error:
+        rows(folder=tmp_path)
+    told = str(error.value)
+    assert "1.txt: byte 3 is not UTF-8" in told
+    assert "2.txt: is missing" in told
+    assert "3: 2 pictures share this name" in told
+    assert "4.png: is empty" in told
+    assert error.value.hint
+
+
+def test_where_what_is_unreadable_is_left_out_it_is_no_error(tmp_path: Path) -> None:
+    some(tmp_path, ["a", b"caf\xe9", None])
+    (tmp_path / "4.png").touch()
+    found = rows("data.on_corrupt=skip", folder=tmp_path)
+    assert [(row["tokens"], row["width"] is None) for row in found] == [
+        (1, False),
+        (None, False),
+        (None, False),
+        (None, True),
     ]
+
+
+def test_a_hundred_problems_are_not_a_hundred_lines(tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / f"{number}.png").touch()
+    with pytest.raises(DataError, match="and 80 more"):
+        rows(folder=tmp_path)
 
 
 BUCKETS = ("data.buckets.enabled=true", "data.buckets.min=32", "data.buckets.max=128", "data.buckets.step=16")

@@ -81,4 +81,27 @@ def test_each_mistake_is_named_with_its_file(make_rule: MakeRule, changes: dict[
 
 
 def test_a_cause_that_only_a_plan_can_show_needs_no_lookalikes(make_rule: MakeRule) -> None:
-    assert validate(make_rule(kind="cause", stages=["preflight"])) == []
+    cases = CASES.replace('kind = "fires"', 'kind = "fires"\nnote = "no run can show it"', 1)
+    assert validate(make_rule(kind="cause", stages=["preflight"], cases=cases)) == []
+
+
+PLANNED = """
+[[case]]
+name = "planned"
+kind = "fires"
+plan = {}
+shown_by = ["SYM001"]
+
+[[case]]
+name = "planned otherwise"
+kind = "clear"
+plan = { set = { "optimizer.lr" = 1.0 } }
+"""
+
+
+@pytest.mark.parametrize(("severity", "asked"), [("warning", True), ("error", True), ("info", False)])
+def test_what_a_plan_warns_of_is_shown_by_a_run(severity: str, asked: bool, make_rule: MakeRule) -> None:
+    planned: dict[str, Any] = {"kind": "risk", "stages": ["preflight"], "severity": severity, "explains": ["SYM001"]}
+    silent = PLANNED.replace('shown_by = ["SYM001"]', "")
+    assert any("shown_by" in problem for problem in validate(make_rule("TST001", cases=silent, **planned))) is asked
+    assert validate(make_rule("TST002", cases=PLANNED, **planned)) == []

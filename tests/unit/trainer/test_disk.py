@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from tests.choices import is_possible
+from trainscope.config.footprint import STATE_BYTES
 from trainscope.config.optimizer import OPTIMIZERS
 from trainscope.errors import TrainingError
 from trainscope.proof.runs import RunSpec
 from trainscope.runlog.rundir import create_run
 from trainscope.trainer.build import build_session
 from trainscope.trainer.checkpoints import disk
-from trainscope.trainer.checkpoints.disk import STATE_BYTES, check_room, checkpoint_bytes, optimizer_bytes
+from trainscope.trainer.checkpoints.disk import check_room, checkpoint_bytes, optimizer_bytes
 from trainscope.trainer.checkpoints.save import save_checkpoint
 from trainscope.trainer.optimizers import build_optimizer
 from trainscope.trainer.session import Session

@@ -11,35 +11,13 @@ from pathlib import Path
 
 import torch
 
-from trainscope.config.optimizer import Adafactor
+from trainscope.config.footprint import optimizer_state_bytes
+from trainscope.config.saves import kept_at_once
 from trainscope.errors import TrainingError
 from trainscope.trainer.ema import DTYPES
 from trainscope.trainer.saves import planned_saves
 from trainscope.trainer.session import Session
 
-STATE_BYTES: dict[str, float] = {
-    "adamw": 8.0,
-    "adamw8bit": 2.1,
-    "paged-adamw8bit": 2.1,
-    "lion": 4.0,
-    "lion8bit": 1.05,
-    "paged-lion8bit": 1.05,
-    "sgd-nesterov": 4.0,
-    "sgd-nesterov8bit": 1.05,
-    "dadapt-adam": 12.0,
-    "dadapt-adam-preprint": 12.0,
-    "dadapt-adagrad": 12.0,
-    "dadapt-adan": 20.0,
-    "dadapt-adan-ip": 20.0,
-    "dadapt-lion": 8.0,
-    "dadapt-sgd": 12.0,
-    "adafactor": 0.0,
-    "prodigy": 16.0,
-    "adamw-schedulefree": 8.0,
-    "radam-schedulefree": 8.0,
-    "sgd-schedulefree": 4.0,
-}
-"""Bytes of optimizer state for each trained weight in float32, by `optimizer.type`; Adafactor's depend on shapes."""
 OVERHEAD_BYTES = 2**20
 """Headers, JSON and the fingerprint."""
 
@@ -64,29 +42,14 @@ def checkpoint_bytes(session: Session) -> int:
 
 def optimizer_bytes(session: Session) -> int:
     """About how large the optimizer's state is going to be."""
-    section, weights = session.config.optimizer, session.tensors
-    if isinstance(section, Adafactor):
-        return sum(_adafactor_bytes(tensor, first_moment=section.beta1 is not None) for tensor in weights)
-    # State has the format of the weights as the optimizer sees them; 8-bit state is what it is.
-    as_weights = not section.type.endswith("8bit") and not session.config.precision.stochastic_rounding
-    sizes = ((tensor.numel(), tensor.element_size() if as_weights else 4) for tensor in weights)
-    return round(STATE_BYTES[section.type] * sum(numel * size / 4 for numel, size in sizes))
-
-
-def _adafactor_bytes(tensor: torch.Tensor, *, first_moment: bool) -> int:
-    """Sums over the last dimension and over the one before it, in float32; a vector's are its squares."""
-    numel = tensor.numel()
-    sums = numel if tensor.ndim < 2 else numel // tensor.shape[-1] + numel // tensor.shape[-2]
-    return 4 * (sums + (numel if first_moment else 0))
+    return optimizer_state_bytes(session.config, [tensor.shape for tensor in session.tensors])
 
 
 def check_room(session: Session, folder: Path) -> str | None:
     """Raise `TrainingError` if not even one checkpoint fits; a warning if those that are planned do not."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     needed, free = checkpoint_bytes(session), shutil.disk_usage(there).free
-    keep, saves = session.config.checkpoint.keep, 1 + planned_saves(session).ahead
-    # An old checkpoint goes only when the new one is there.
-    at_once = min(saves, keep + 1) if keep else saves
+    at_once = kept_at_once(1 + planned_saves(session).ahead, session.config.checkpoint.keep)
     if free < needed:
         raise TrainingError(
             f"a checkpoint needs about {_shown(needed)}, and the disk of {folder} has {_shown(free)} free",

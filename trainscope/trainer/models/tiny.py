@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from trainscope.config.places import tiny_place
 from trainscope.errors import ModelError
 from trainscope.trainer.models import tiny_text, tiny_vae
 from trainscope.trainer.models.pipelines import pipeline_class
@@ -177,12 +176,12 @@ def check_name(name: str) -> None:
 def tiny_folder(name: str) -> Path:
     """The folder of the tiny model `name`, built on first use.
 
-    In `$XDG_CACHE_HOME` (or `~/.cache`) / trainscope / tiny / <version>-<name>; where that cannot be written, in a
-    temporary folder that goes when the process ends. Two processes may build at once: each builds beside and renames.
+    It is `tiny_place`; where that cannot be written, it is in a temporary folder that goes when the process ends. Two
+    processes may build at once: each builds beside and renames.
     """
     check_name(name)
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainscope" / "tiny"
-    folder = root / f"{_build_version()}-{name}"
+    folder = tiny_place(name)
+    root = folder.parent
     if folder.is_dir():
         return folder
     try:
@@ -203,16 +202,6 @@ def tiny_folder(name: str) -> Path:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
-
-
-def _build_version() -> str:
-    """A digest of everything that the weights depend on: this code, and the libraries that initialise and save."""
-    digest = hashlib.sha256()
-    for module in ("tiny.py", "tiny_text.py", "tiny_vae.py"):
-        digest.update((Path(__file__).parent / module).read_bytes())
-    for library in ("torch", "diffusers", "transformers"):
-        digest.update(f"{library} {version(library)}\n".encode())
-    return digest.hexdigest()[:12]
 
 
 @contextmanager

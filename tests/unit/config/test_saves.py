@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainscope.trainer.saves import Saves
+from trainscope.config.saves import Saves
 
 
 def saves(**changes: int) -> Saves:
@@ -51,3 +51,17 @@ def test_steps_and_epochs_save_together() -> None:
     assert [step for step in range(21) if step in saves(every_batches=8)] == [8, 16]
     assert [step for step in range(21) if step in saves(every_steps=6, every_batches=4)] == [4, 6, 8, 12, 16, 18]
     assert [step for step in range(21) if step in saves()] == []
+
+
+@given(
+    every_steps=st.integers(0, 7), every_batches=st.integers(0, 20), accumulation=st.integers(1, 6),
+    step=st.integers(0, 30), last=st.integers(1, 40),
+)  # fmt: skip
+def test_those_ahead_are_counted_as_one_by_one(
+    every_steps: int, every_batches: int, accumulation: int, step: int, last: int
+) -> None:
+    found = saves(
+        every_steps=every_steps, every_batches=every_batches, accumulation=accumulation,
+        step=step, micro_step=step * accumulation, last=last,
+    )  # fmt: skip
+    assert found.ahead == sum(one in found for one in range(step + 1, last))

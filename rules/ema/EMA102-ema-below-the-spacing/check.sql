@@ -1,0 +1,26 @@
+-- An average that follows weights moves as far in a step as they do, which is lr or less; a bf16 of magnitude w has its
+-- neighbours |w|·2⁻⁸ to |w|·2⁻⁷ away, and nearest rounding drops what is below half of that. `ema.dtype` "weights" is
+-- bf16 where the weights are.
+-- NULL: weight files that are not at hand leave it not observable.
+WITH plan AS (
+    SELECT
+        max(try_cast(value AS DOUBLE)) FILTER (WHERE key = 'optimizer.lr') AS lr,
+        max(value) FILTER (WHERE key = 'ema.dtype') AS format,
+        max(value) FILTER (WHERE key = 'precision.weights') AS weights
+    FROM config
+),
+typical AS (
+    SELECT median(weight_abs_median) AS magnitude FROM params WHERE weight_abs_median > 0
+)
+SELECT
+    'run' AS where_kind,
+    'run' AS where_name,
+    NULL AS first_step,
+    NULL AS last_step,
+    lr / (magnitude / 512) AS value,
+    $min_ratio AS threshold,
+    1.0 - least(1.0, lr / (magnitude / 512)) AS score,
+    lr,
+    magnitude AS weight
+FROM plan, typical
+WHERE (format = 'bf16' OR (format = 'weights' AND weights = 'bf16')) AND lr / (magnitude / 512) < $min_ratio
