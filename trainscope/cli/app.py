@@ -16,6 +16,7 @@ import typer
 
 from trainscope import __version__
 from trainscope.cli.audit import audit
+from trainscope.cli.compare import compare
 from trainscope.cli.config import config_app
 from trainscope.cli.exec import exec_
 from trainscope.cli.fix import fix
@@ -62,7 +63,7 @@ def _options(
     pass
 
 
-for verb in (init, run, preflight, audit, fix, gate, prove, sql):
+for verb in (init, run, preflight, audit, fix, gate, compare, prove, sql):
     app.command()(verb)
 # What stands behind the command is its own, whatever it begins with.
 app.command("exec", context_settings={"allow_interspersed_args": False})(exec_)

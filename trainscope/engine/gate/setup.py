@@ -51,7 +51,7 @@ _UNTRAINED = """
     SELECT avg(loss), any_value(split), max(draws)::DOUBLE FROM evals
     WHERE step = 0 AND weights = 'raw' AND segment = (SELECT min(segment) FROM evals)"""
 
-_UNTRAINED_LOSS = "held-out loss before training"
+UNTRAINED_LOSS = "held-out loss before training"
 _FED = (
     "caption_dropout",
     "shuffle_captions",
@@ -63,9 +63,10 @@ _FED = (
     "random_crop",
 )
 """Keys of `data` that decide what the model is fed, of which nothing else in the log tells."""
-_CLIPPED, _FREE = "gradient clipped to", "gradient not clipped up to"
-_DATA = ("pictures as a whole", "captions as a whole", "picture sizes as a whole")
-_TOLERANCES = {_UNTRAINED_LOSS: 0.005, _CLIPPED: 0.002}
+_CLIPPED, FREE = "gradient clipped to", "gradient not clipped up to"
+DATA = ("pictures as a whole", "captions as a whole", "picture sizes as a whole")
+"""Facts that are digests."""
+_TOLERANCES = {UNTRAINED_LOSS: 0.005, _CLIPPED: 0.002}
 """Relative, by the beginning of a fact's name; what else is a number must be equal."""
 
 
@@ -111,7 +112,7 @@ def _facts(connection: Any, config: Mapping[str, Any]) -> Iterator[tuple[str, Fa
     loss, split, draws = execute(connection, _UNTRAINED)[1][0]
     if loss is not None and math.isfinite(loss):
         # Of other draws the loss is another: then it is no fact that both runs know.
-        yield f"{_UNTRAINED_LOSS}, {draws:.0f} draws of {split}", loss
+        yield f"{UNTRAINED_LOSS}, {draws:.0f} draws of {split}", loss
 
 
 def _digest(text: str) -> str:
@@ -121,32 +122,36 @@ def _digest(text: str) -> str:
 def differences(candidate: Profile, baseline: Profile) -> list[str]:
     """What differs, in words: `weight decay, unet: 0.01 → 0.1`. A fact that only one of them knows is none."""
     old, new = baseline.facts, candidate.facts
-    names = [name for name in dict.fromkeys([*old, *new]) if name != _FREE]
+    names = [name for name in dict.fromkeys([*old, *new]) if name != FREE]
     differ = [name for name in names if _differs(name, old, new)]
-    found = [_told(name, old, new) for name in differ if _plainer(name) not in differ]
+    found = [_told(name, old, new) for name in differ if plainer(name) not in differ]
     return [*found, *_clipping(old, new)]
 
 
 def _differs(name: str, old: Mapping[str, Fact], new: Mapping[str, Fact]) -> bool:
     if name in old and name in new:
-        before, after = old[name], new[name]
-        if isinstance(before, float) and isinstance(after, float):
-            tolerance = next((each for start, each in _TOLERANCES.items() if name.startswith(start)), 1e-9)
-            return not math.isclose(before, after, rel_tol=tolerance)
-        return before != after
+        return not is_same(name, old[name], new[name])
     # A part of the model that only one of them trains is in the facts of that one alone.
     return name.startswith("trained weights,") and bool(old and new)
 
 
-def _plainer(name: str) -> str:
+def is_same(name: str, before: Fact, after: Fact) -> bool:
+    """Whether two runs agree on a fact."""
+    if isinstance(before, float) and isinstance(after, float):
+        tolerance = next((each for start, each in _TOLERANCES.items() if name.startswith(start)), 1e-9)
+        return math.isclose(before, after, rel_tol=tolerance)
+    return before == after
+
+
+def plainer(name: str) -> str:
     """The fact that says more than this digest, where both differ."""
-    if name in _DATA:
+    if name in DATA:
         return "pictures"
     return f"trained weights, {name.removesuffix(' tensors')}"
 
 
 def _told(name: str, old: Mapping[str, Fact], new: Mapping[str, Fact]) -> str:
-    if name in _DATA:
+    if name in DATA:
         return f"{name.removesuffix(' as a whole')} are others"
     if name.endswith(" tensors"):
         return f"the trained tensors of the {name.removesuffix(' tensors')} are others"
@@ -156,7 +161,7 @@ def _told(name: str, old: Mapping[str, Fact], new: Mapping[str, Fact]) -> str:
 def _clipping(old: Mapping[str, Fact], new: Mapping[str, Fact]) -> Iterator[str]:
     """One run was clipped and the other was not, though its gradient was larger than the limit of the first."""
     for clipped, free, sentence in ((old, new, "{} → not clipped"), (new, old, "not clipped → {}")):
-        limit, largest = clipped.get(_CLIPPED), free.get(_FREE)
+        limit, largest = clipped.get(_CLIPPED), free.get(FREE)
         if isinstance(limit, float) and isinstance(largest, float) and largest > limit * 1.01:
             yield f"{_CLIPPED}: {sentence.format(_shown(limit))}"
 
