@@ -41,12 +41,13 @@ check: install  ## lint, types, layers, rules
 	$(BIN)/lint-imports
 	$(BIN)/trainscope rules validate
 
-bench: install  ## what things cost beside what people use instead; an hour, on an idle machine
+bench: install browser  ## what things cost beside what people use instead; an hour, on an idle machine
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/writer.py
 	$(BIN)/python benchmarks/audit.py
+	$(BIN)/python benchmarks/report.py
 
 proofs: install  ## rerun every proof and record what it measured in rules/proofs.json
 	$(BIN)/trainscope rules test --record

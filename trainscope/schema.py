@@ -155,13 +155,19 @@ class RuleOutcome:
 
 @dataclass(frozen=True)
 class Series:
-    """A curve of the report: `lines` maps a name to its (step, value) columns."""
+    """A curve of the report: `lines` maps a name to its (step, value) columns.
+
+    `about` explains the measure. `recorded` is the number of steps of the longest line where some of them were left
+    out (each span's smallest and largest value stays), else 0.
+    """
 
     name: str
     title: str
     unit: str
     log_scale: bool
     lines: dict[str, dict[str, list[Any]]]
+    about: str = ""
+    recorded: int = 0
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,38 @@ class HeatMap:
     modules: list[str]
     steps: list[int]
     values: list[list[float | None]]
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class ResumedPiece:
+    """A piece of state that did not come over a resume as it was: its value when saved, loaded, and asked for."""
+
+    item: str
+    param: str
+    key: str
+    status: str
+    saved: str
+    loaded: str
+    asked: str
+
+
+@dataclass(frozen=True)
+class Resume:
+    """What was compared when a training went on: `pieces` maps an item (weights, optimizer …) to counts by status.
+
+    A status is match, "as asked" (the configuration was changed on purpose), "not as asked" (it was, and the saved
+    value outweighed it), missing, reset, changed, dtype or permuted. `differing` are the first of those that are
+    neither of the first two; `replaced` says that a later resume took its place.
+    """
+
+    step: int
+    segment: int
+    source: str
+    changed: list[ResumedPiece]
+    pieces: dict[str, dict[str, int]]
+    differing: list[ResumedPiece]
+    replaced: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,6 +263,7 @@ class Report:
     samples: list[SampleImage]
     config: str = ""
     """The text of the run's cfg.toml, for the remedies' diffs."""
+    resumes: list[Resume] = field(default_factory=list)
     format: int = REPORT_FORMAT
 
 

@@ -21,14 +21,25 @@ FLAGS = (
     "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
 
+KEYS = {
+    "Tab": (9, ""),
+    "Escape": (27, ""),
+    "Enter": (13, "\r"),
+    "ArrowLeft": (37, ""),
+    "ArrowRight": (39, ""),
+}
+"""Key → its code on keyboards, and the text that it writes."""
+
 
 class Chromium:
-    """A browser with one page. `requests` are the addresses that the page asked for."""
+    """A browser with one page. `requests` are the addresses that it asked for, `console` what it complained of."""
 
     def __init__(self, user_data: Path) -> None:
         program = shutil.which("chromium") or shutil.which("chromium-browser")
         if program is None:
-            raise FileNotFoundError("no chromium found: apt-get install chromium")
+            raise FileNotFoundError(
+                "no chromium found, and pages are tested in a real browser: sudo apt-get install chromium"
+            )
         (commands, self._commands), (self._answers, answers) = _high_pipe(), _high_pipe()
         self._process = subprocess.Popen(
             [
@@ -52,9 +63,10 @@ class Chromium:
         self._number = 0
         self._session: str | None = None
         self.requests: list[str] = []
+        self.console: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Network", "Runtime"):
+        for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -83,24 +95,31 @@ class Chromium:
         event = json.loads(text)
         if event.get("method") == "Network.requestWillBeSent":
             self.requests.append(event["params"]["request"]["url"])
+        self.console += _complaints(event)
         return event
 
     def open(self, page: Path, *, width: int, dark: bool = False, scripts: bool = True) -> None:
         """Open a page as a screen of this width shows it; with scripts, wait until its figures are drawn."""
+        self.call("Page.navigate", url="about:blank")
         self.requests.clear()
+        self.console.clear()
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
-        self.call(
-            "Emulation.setEmulatedMedia",
-            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
-        )
+        self.theme(dark=dark)
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.call("Page.navigate", url=page.resolve().as_uri())
         # the page's own scripts may be off, evaluation from outside works all the same
         loaded = "location.protocol == 'file:' && document.readyState == 'complete'"
         drawn = " && (document.body.dataset.ready == 'true' || !!document.body.dataset.errors)"
         self.wait(loaded + drawn if scripts else loaded)
+
+    def theme(self, *, dark: bool) -> None:
+        """Be a screen whose user likes it dark, or not."""
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
 
     def wait(self, condition: str) -> None:
         """Wait until a condition holds in the page."""
@@ -116,6 +135,12 @@ class Chromium:
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"]["exception"].get("description", "failed"))
         return answer["result"].get("value")
+
+    def press(self, key: str) -> None:
+        """Press and release a key, as the keyboard does it."""
+        code, letters = KEYS[key]
+        for kind in ("rawKeyDown", "char", "keyUp") if letters else ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=letters)
 
     def screenshot(self, path: Path) -> None:
         """Write the whole page as an image."""
@@ -136,6 +161,18 @@ class Chromium:
         finally:
             os.close(self._commands)
             os.close(self._answers)
+
+
+def _complaints(event: dict[str, Any]) -> list[str]:
+    """What an event says that is wrong in the page: console.error and warn, exceptions, what the browser refused."""
+    method, params = event.get("method"), event.get("params", {})
+    if method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+        return [" ".join(str(value.get("value", value.get("description"))) for value in params["args"])]
+    if method == "Runtime.exceptionThrown":
+        return [params["exceptionDetails"]["exception"].get("description", params["exceptionDetails"]["text"])]
+    if method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+        return [params["entry"]["text"]]
+    return []
 
 
 def _high_pipe() -> tuple[int, int]:

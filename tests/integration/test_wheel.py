@@ -42,6 +42,8 @@ def test_the_wheel_lists_the_same_rules(installed: Path, tmp_path: Path) -> None
 def test_the_wheel_has_what_the_report_needs(installed: Path) -> None:
     names = {path.relative_to(installed / "trainscope").as_posix() for path in (installed / "trainscope").rglob("*")}
     assert {"py.typed", "report/schema.json", "report/templates/report.html", "_rules/proofs.json"} <= names
+    assert {"report/plotly/plotly-cartesian.min.js", "report/plotly/LICENSE"} <= names
+    assert not [name for name in names if "axe" in name], "what tests inject into pages is not shipped"
 
 
 USES = """

@@ -16,6 +16,7 @@ from trainscope.engine.header import Stage
 from trainscope.engine.maps import draw_maps
 from trainscope.engine.problems import did_you_mean
 from trainscope.engine.proofs import Proofs
+from trainscope.engine.resumes import list_resumes
 from trainscope.engine.rule import Rule
 from trainscope.engine.sandbox import DEFAULT_LIMITS, surviving
 from trainscope.engine.series import draw_series
@@ -65,10 +66,12 @@ def audit(
         rules=outcomes,
         coverage=[seen.report() for seen in coverage.values()],
         facts=list(facts),
-        series=draw_series(source),
-        map=draw_maps(source),
+        # Nothing to draw of a training that has not begun; `run` looks at its plan before each.
+        series=draw_series(source) if stage != "preflight" else [],
+        map=draw_maps(source) if stage != "preflight" else [],
         samples=_samples(source),
         config=config_text,
+        resumes=list_resumes(source) if stage != "preflight" else [],
     )
 
 

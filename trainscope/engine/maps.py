@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 from trainscope.engine.sandbox import DEFAULT_LIMITS, Limits, connect, execute
@@ -18,16 +19,33 @@ from trainscope.schema import HeatMap
 MAX_MODULES = 60
 MAX_STEPS = 60
 
-# name → title, and two sums of `tensor_windows` whose ratio (or its root) is the value; they add up over both.
-_MAPS = {
-    "update_ratio": (
-        "Update of a step, relative to the weights",
+
+@dataclass(frozen=True)
+class MapSpec:
+    """`above` and `below` are sums of `tensor_windows`, which add up; their ratio, finished, is the value."""
+
+    title: str
+    unit: str
+    about: str
+    above: str
+    below: str
+    finish: Callable[[float], float]
+
+
+MAPS = {
+    "update_ratio": MapSpec(
+        "Size of a step, by module",
+        "of the weights' norm",
+        "How far a step moved a module's weights, as a share of their size. Dark rows learn fast, pale ones slowly.",
         "update_energy",
         "update_weight_energy",
         math.sqrt,
     ),
-    "delivered": (
-        "Delivered share of the intended update",
+    "delivered": MapSpec(
+        "Delivered updates, by module",
+        "share",
+        "How much of the step that the optimizer asked for arrived in the stored weights: dark 1, all of it; pale 0, "
+        "rounded away.",
         "delivered_energy",
         "intended_energy",
         float,
@@ -36,7 +54,9 @@ _MAPS = {
 
 _QUERY = """
     WITH measured AS (
-        SELECT "window", last_step, regexp_replace(param, '\\.[^.]*$', '') AS module, {above} AS above, {below} AS below
+        SELECT
+            "window", last_step, {above} AS above, {below} AS below,
+            regexp_replace(param, '(\\.lora_[AB](\\..*)?)?\\.[^.]*$', '') AS module -- both halves of a pair are one
         FROM tensor_windows WHERE {above} IS NOT NULL AND {below} IS NOT NULL AND "window" IS NOT NULL
     ),
     numbered AS (
@@ -58,18 +78,18 @@ def draw_maps(source: TableSource, limits: Limits = DEFAULT_LIMITS) -> list[Heat
     """Every map that has data."""
     drawn = []
     with connect(source, ["tensor_windows"], limits) as connection:
-        for name, (title, above, below, finish) in _MAPS.items():
-            query = _QUERY.format(above=above, below=below, limit=MAX_STEPS)
+        for name, spec in MAPS.items():
+            query = _QUERY.format(above=spec.above, below=spec.below, limit=MAX_STEPS)
             try:
                 _, rows = execute(connection, query, limits=limits)
             except RuleError:
                 continue
             if rows:
-                drawn.append(_heat_map(name, title, rows, finish))
+                drawn.append(_heat_map(name, spec, rows))
     return drawn
 
 
-def _heat_map(name: str, title: str, rows: list[tuple[Any, ...]], finish: Any) -> HeatMap:
+def _heat_map(name: str, spec: MapSpec, rows: list[tuple[Any, ...]]) -> HeatMap:
     shown = group_modules({str(row[0]) for row in rows})
     modules = sorted(set(shown.values()), key=_natural)
     steps = sorted({int(step) for row in rows for step in row[1]})
@@ -85,9 +105,10 @@ def _heat_map(name: str, title: str, rows: list[tuple[Any, ...]], finish: Any) -
         if not below:
             return None
         ratio = above / below
-        return float(finish(ratio)) if math.isfinite(ratio) else ratio
+        return float(spec.finish(ratio)) if math.isfinite(ratio) else ratio
 
-    return HeatMap(name, title, "", modules, steps, [[value(module, step) for step in steps] for module in modules])
+    values = [[value(module, step) for step in steps] for module in modules]
+    return HeatMap(name, spec.title, spec.unit, modules, steps, values, spec.about)
 
 
 def group_modules(modules: Collection[str], limit: int = MAX_MODULES) -> dict[str, str]:

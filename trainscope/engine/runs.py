@@ -32,7 +32,7 @@ def source_of(run: Run) -> TableSource:
 
 
 def info_of(run: Run) -> dict[str, Any]:
-    """What a report says about which run it is of."""
+    """What a report says about which run it is of; `given` are the keys that the command line changed."""
     keys = ("id", "name", "parent", "origin", "created", "steps", "method", "base")
     return {
         **{key: run.info.get(key) for key in keys},
@@ -40,6 +40,7 @@ def info_of(run: Run) -> dict[str, Any]:
         "status": run.status,
         "last_step": run.last_step(),
         "segments": len(run.info["segments"]),
+        "given": {row["key"]: row["value"] for row in run.config_rows() if row["origin"] == "cli"},
     }
 
 
@@ -49,6 +50,12 @@ def facts_of(run: Run, source: TableSource) -> list[Fact]:
 
 
 def _facts(run: Run, source: TableSource) -> Iterator[tuple[str, str]]:
+    config = {row["key"]: row["value"] for row in run.config_rows()}
+    yield "Model", _joined(config.get("model.base"), config.get("train.method"))
+    yield "Optimizer", _joined(config.get("optimizer.type"), *_named(config, lr="optimizer.lr"))
+    yield "Precision", _joined(*_named(config, weights="precision.weights", compute="precision.compute"))
+    accumulated = _named(config, accumulated="train.gradient_accumulation")
+    yield "Batch size", _joined(config.get("train.batch_size"), *(word for word in accumulated if word[-2:] != " 1"))
     params = surviving(source, "params")
     trained = sum(row["numel"] for row in params)
     yield "Trained", f"{trained:,} weights in {len(params)} tensors" if trained else ""
@@ -59,3 +66,11 @@ def _facts(run: Run, source: TableSource) -> Iterator[tuple[str, str]]:
     yield "Resumed", ", ".join(f"at step {segment['start_step']}" for segment in resumes)
     for row in surviving(source, "env"):
         yield FACT_NAMES.get(row["key"], row["key"]), row["value"] or ""
+
+
+def _joined(*words: str | None) -> str:
+    return ", ".join(str(word) for word in words if word)
+
+
+def _named(config: dict[str, Any], **keys: str) -> Iterator[str]:
+    return (f"{name} {config[key]}" for name, key in keys.items() if config.get(key) not in (None, ""))

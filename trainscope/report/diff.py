@@ -10,7 +10,18 @@ from typing import Any
 
 from trainscope.errors import ConfigError
 from trainscope.report.wording import assignment
-from trainscope.toml import patch_diff
+from trainscope.toml import apply_patch, patch_diff
+
+
+def as_started(text: str, given: Mapping[str, Any]) -> str:
+    """The config as the run had it: what the command line changed belongs to what a remedy changes."""
+    if not text.strip() or not given:
+        return text
+    try:
+        # JSON has no infinity; a run's file says it in words
+        return apply_patch(text, {k: float(v) if v in ("inf", "-inf") else v for k, v in given.items()})
+    except ConfigError:
+        return text
 
 
 def config_diff(text: str, patch: Mapping[str, Any]) -> str:

@@ -16,8 +16,8 @@ from trainscope.report.story import Card, Json
 from trainscope.report.wording import number
 
 OVERVIEW = (
-    *("eval_loss", "train_loss", "effective_lr", "d"),
-    *("delivered", "relative_distance", "ema_lag", "ema_delivered"),
+    *("eval_loss", "train_loss", "loss_by_timestep", "effective_lr", "d"),
+    *("delivered", "relative_distance", "lora_delta", "ema_lag", "ema_delivered"),
 )
 """Series of the overview, in order."""
 
@@ -62,11 +62,12 @@ class Plots:
     def __init__(self, report: Json) -> None:
         self._series = {series["name"]: series for series in report["series"]}
         self._maps = report["map"]
+        self._resumes = [resume["step"] for resume in report.get("resumes", []) if not resume["replaced"]]
         self.made: list[Figure] = []
 
     def of_card(self, card: Card) -> list[Figure]:
         """Draw each series that the card's findings name once, with all their thresholds and places."""
-        plots: dict[str, tuple[str, dict[float, list[str]], dict[int, list[str]]]] = {}
+        plots: dict[str, tuple[str, dict[float, list[str]], dict[tuple[int, int | None], list[str]]]] = {}
         for finding in card.findings:
             for plot in finding["plots"]:
                 if plot["series"] not in self._series:
@@ -76,13 +77,16 @@ class Plots:
                 if limit is not None:
                     limits.setdefault(limit, []).append(finding["code"])
                 if finding["first_step"] is not None:
-                    places.setdefault(finding["first_step"], []).append(finding["code"])
+                    places.setdefault((finding["first_step"], finding["last_step"]), []).append(finding["code"])
         return [
             self._curve(
                 name,
                 title=title,
                 thresholds=[(value, ", ".join(_unique(codes))) for value, codes in limits.items()],
-                places=[(step, ", ".join(_unique(codes))) for step, codes in sorted(places.items())],
+                places=[
+                    (first, last, ", ".join(_unique(codes)))
+                    for (first, last), codes in sorted(places.items(), key=lambda place: place[0][0])
+                ],
             )
             for name, (title, limits, places) in plots.items()
         ]
@@ -97,7 +101,7 @@ class Plots:
         return [self._keep(heat_map(measure, self._next())) for measure in self._maps if measure["modules"]]
 
     def _curve(self, name: str, **extra: Any) -> Figure:
-        return self._keep(curve(self._series[name], self._next(), **extra))
+        return self._keep(curve(self._series[name], self._next(), resumes=self._resumes, **extra))
 
     def _next(self) -> str:
         return f"figure-{len(self.made) + 1}"

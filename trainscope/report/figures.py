@@ -19,11 +19,12 @@ MAX_MODULES = 240
 
 @dataclass
 class Figure:
-    """A figure: `spec` is what the script draws, `caption` says the same in words."""
+    """A figure: `spec` is what the script draws, `caption` says the same in words, `about` what is measured."""
 
     id: str
     title: str
     caption: str
+    about: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
 
 
@@ -33,9 +34,13 @@ def curve(
     *,
     title: str = "",
     thresholds: Iterable[tuple[float, str]] = (),
-    places: Iterable[tuple[int, str]] = (),
+    places: Iterable[tuple[int, int | None, str]] = (),
+    resumes: Iterable[int] = (),
 ) -> Figure:
-    """Make a figure of a series; thresholds are (value, label) and places (step, label)."""
+    """Make a figure of a series. Thresholds are (value, label), places (first step, last step, label).
+
+    A line that is called "mean of …" lies over the others.
+    """
     named = list(series["lines"].items())
     lines = [_line(str(name), columns) for name, columns in named[:MAX_LINES]]
     positive = any(y is not None and y > 0 for line in lines for y in line["y"])
@@ -46,11 +51,9 @@ def curve(
     limits: list[dict[str, Any]] = [
         {"value": value, "label": f"threshold {brief(value)} · {one_line(label)}"} for value, label in thresholds
     ]
-    # where it begins with the curve, a line at its left edge says nothing
     begins = min((line["x"][0] for line in lines if line["x"]), default=0)
-    marks = [
-        {"step": step, "label": f"step {brief(step)} · {one_line(label)}"} for step, label in places if step > begins
-    ]
+    ends = max((line["x"][-1] for line in lines if line["x"]), default=0)
+    marks = [_place(first, last, one_line(label), begins, ends) for first, last, label in places]
     spec = {
         "id": identity,
         "kind": "curve",
@@ -60,8 +63,14 @@ def curve(
         "lines": lines,
         "thresholds": limits,
         "places": marks,
+        "resumes": [step for step in resumes if begins <= step <= ends],
     }
-    return Figure(identity, words, _curve_in_words(lines, len(named), [value["value"] for value in limits]), spec)
+    caption = _curve_in_words(lines, len(named), [value["value"] for value in limits])
+    recorded = max([int(series.get("recorded") or 0), *(len(columns.get("step", [])) for _, columns in named)])
+    drawn = max((len(line["x"]) for line in lines), default=0)
+    if drawn < recorded:
+        caption += f" Reduced from {counted(recorded, 'step')} to {brief(drawn)} points, each span's extremes kept."
+    return Figure(identity, words, caption, one_line(series.get("about") or ""), spec)
 
 
 def heat_map(measure: dict[str, Any], identity: str) -> Figure:
@@ -80,7 +89,16 @@ def heat_map(measure: dict[str, Any], identity: str) -> Figure:
         "steps": [measure["steps"][column] for column in columns],
         "values": cells,
     }
-    return Figure(identity, words, _map_in_words(measure, len(rows), len(columns)), spec)
+    about = one_line(measure.get("about") or "")
+    return Figure(identity, words, _map_in_words(measure, len(rows), len(columns)), about, spec)
+
+
+def _place(first: int, last: int | None, label: str, begins: int, ends: int) -> dict[str, Any]:
+    """Where on a curve a finding is; a place that is all of it needs words alone."""
+    last = first if last is None else last
+    whole = first <= begins and last >= ends
+    words = "whole run" if whole else steps(first, last)
+    return {"step": first, "last": last, "whole": whole, "label": f"{label}: {words}"}
 
 
 def _line(name: str, columns: dict[str, list[Any]]) -> dict[str, Any]:
@@ -91,6 +109,7 @@ def _line(name: str, columns: dict[str, list[Any]]) -> dict[str, Any]:
     kept = _thin_curve(points)
     return {
         "name": one_line(name),
+        "mean": name.startswith("mean of "),
         "x": [x for x, _ in kept],
         "y": [_digits(y, 6) for _, y in kept],
         "bad": thinned(bad, 200),
@@ -136,7 +155,7 @@ def _digits(value: float | None, digits: int) -> float | None:
 def _curve_in_words(lines: list[dict[str, Any]], count: int, thresholds: list[float]) -> str:
     """Say what the curves show: `Steps 1–150: raw 1.12 → 0.19, ema 1.12 → 0.21. Threshold 0.5.`"""
     seen = [step for line in lines for step in (line["x"][:1] + line["x"][-1:])]
-    parts = [_line_in_words(line, alone=len(lines) == 1) for line in lines[:4]]
+    parts = [_line_in_words(line, alone=len(lines) == 1, few=len(lines) < 3) for line in lines[:4]]
     if count > 4:
         parts.append(counted(count - 4, "more line") + (f", {MAX_LINES} drawn" if count > MAX_LINES else ""))
     text = "; ".join(parts) if any("," in part for part in parts) else ", ".join(parts)
@@ -149,14 +168,14 @@ def _curve_in_words(lines: list[dict[str, Any]], count: int, thresholds: list[fl
     return f"{text}.{limits}"
 
 
-def _line_in_words(line: dict[str, Any], *, alone: bool) -> str:
+def _line_in_words(line: dict[str, Any], *, alone: bool, few: bool) -> str:
     values = [y for y in line["y"] if y is not None]
     name = "" if alone else f"{line['name']} "
     bad = f", {counted(len(line['bad']), 'non-finite value')}" if line["bad"] else ""
     if not values:
         return f"{name}no finite values{bad}"
     first, last, low, high = (brief(value) for value in (values[0], values[-1], min(values), max(values)))
-    spread = f" (between {low} and {high})" if {low, high} - {first, last} else ""
+    spread = f" (between {low} and {high})" if few and {low, high} - {first, last} else ""
     return f"{name}{first if len(values) == 1 else f'{first} → {last}'}{spread}{bad}"
 
 
@@ -166,9 +185,9 @@ def _map_in_words(measure: dict[str, Any], rows: int, columns: int) -> str:
     known = [value for value in finite if value is not None]
     text = f"{counted(modules, 'module')} × {counted(instants, 'step')}"
     if known:
-        text += f", from {brief(min(known))} to {brief(max(known))} {one_line(measure['unit'])}".removesuffix(
-            " share"
-        ).rstrip()
+        low, high = brief(min(known)), brief(max(known))
+        unit = "" if measure["unit"] == "share" else one_line(measure["unit"])
+        text += f", {f'all {low}' if low == high else f'from {low} to {high}'} {unit}".rstrip()
     text += "."
     if rows < modules or columns < instants:
         text += f" Drawn: {rows} × {columns} of them."

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from trainscope import __version__
 from trainscope.report import wording
-from trainscope.report.diff import config_diff
+from trainscope.report.diff import as_started, config_diff
 from trainscope.report.evidence import Plots, contact_sheets, worst_places
-from trainscope.report.story import Card, Json, evidence, tell
+from trainscope.report.gauge import gauge
+from trainscope.report.story import Card, Json, compared, differing, evidence, tell
 
 MOST_BYTES = 9_000_000
 """Of the scripts, figures and images together; with the text a page stays below 10 MB."""
@@ -34,27 +35,38 @@ def render_html(report: dict[str, Any], run_dir: Path) -> str:
     """Draw the page. The dict alone decides what it says; `run_dir` is where the sample images lie."""
     story = tell(report)
     plots = Plots(report)
+    given = report["run"].get("given")
+    config = as_started(report["config"], given if isinstance(given, dict) else {})
     cards = [_view(card, number, plots) for number, card in enumerate([*story.cards, *story.others], 1)]
     overview, more = plots.overview()
     maps = plots.maps()
-    scripts = _scripts()
     figures = island([figure.spec for figure in plots.made])
-    # base64 writes three bytes as four characters
-    room = (MOST_BYTES - len(figures.encode("utf-8", "replace")) - sum(map(len, scripts))) * 3 // 4
+    return draw_page(
+        "report.html",
+        figures,
+        report=report,
+        config=config,
+        given=given if config != report["config"] else {},
+        story=story,
+        cards=cards[: len(story.cards)],
+        others=cards[len(story.cards) :],
+        overview=overview,
+        more=more,
+        maps=maps,
+        sheets=contact_sheets(report["samples"], run_dir, room_for_images(figures)),
+        run_name=_run_argument(report["run"]),
+        preflight=report["run"].get("status") == "planned",
+    )
+
+
+def draw_page(template: str, figures: Markup, **values: Any) -> str:
+    """Draw one of our pages: the template with `values`, and around it the style, the scripts and their policy."""
+    scripts = _scripts()
     page = (
         _environment()
-        .get_template("report.html")
+        .get_template(template)
         .render(
-            report=report,
-            story=story,
-            cards=cards[: len(story.cards)],
-            others=cards[len(story.cards) :],
-            overview=overview,
-            more=more,
-            maps=maps,
-            sheets=contact_sheets(report["samples"], run_dir, room),
-            run_name=_run_argument(report["run"]),
-            preflight=report["run"].get("stage") == "preflight",
+            **values,
             policy=_policy(scripts),
             style=Markup(_asset("report.css")),  # noqa: S704 - our own file
             scripts=[Markup(script) for script in scripts],  # noqa: S704 - our own files
@@ -63,6 +75,12 @@ def render_html(report: dict[str, Any], run_dir: Path) -> str:
         )
     )
     return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def room_for_images(figures: Markup) -> int:
+    """How many bytes of image files still fit into a page with these figures."""
+    taken = len(figures.encode("utf-8", "replace")) + sum(map(len, _scripts()))
+    return (MOST_BYTES - taken) * 3 // 4  # base64 writes three bytes as four characters
 
 
 def island(value: Any) -> Markup:
@@ -82,10 +100,7 @@ def _run_argument(run: Json) -> str:
 
 @cache
 def _scripts() -> tuple[str, ...]:
-    # imported here: the terminal's report must not wait for it
-    from plotly.offline import get_plotlyjs
-
-    scripts = (get_plotlyjs(), _asset("report.js"))
+    scripts = (_asset("plotly-cartesian.min.js", "plotly"), _asset("report.js"))
     # a browser hashes what its parser made of the file: no carriage returns; and nothing may end the element
     return tuple(
         script.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script") for script in scripts
@@ -101,8 +116,8 @@ def _policy(scripts: tuple[str, ...]) -> str:
     )
 
 
-def _asset(name: str) -> str:
-    return resources.files("trainscope.report").joinpath("templates", name).read_text(encoding="utf-8")
+def _asset(name: str, folder: str = "templates") -> str:
+    return resources.files("trainscope.report").joinpath(folder, name).read_text(encoding="utf-8")
 
 
 @cache
@@ -122,19 +137,36 @@ def _environment() -> Environment:
         one_line=wording.one_line,
         web_address=wording.web_address,
         proof_sentence=wording.proof_sentence,
+        sentence=wording.sentence,
         spaced=lambda text: str(text).replace("_", " "),
         number=wording.number,
         shortened=wording.shortened,
         breakable=_breakable,
+        ticked=_ticked,
+        clipped=wording.clipped,
+        compared=compared,
+        state=lambda item: wording.STATE.get(item, item),
+        differing=differing,
     )
     environment.globals.update(
         evidence=evidence,
+        gauge=gauge,
         config_diff=config_diff,
         steps=wording.steps,
         counted=wording.counted,
         assignment=wording.assignment,
     )
     return environment
+
+
+def _ticked(text: str) -> Markup:
+    """Set what stands between backticks as code."""
+    pieces = [escape(piece) for piece in wording.clean(str(text)).split("`")]
+    if len(pieces) % 2 == 0:  # one of them has no other
+        return Markup("`").join(pieces)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if index % 2 else piece for index, piece in enumerate(pieces)
+    )
 
 
 def _breakable(name: str) -> Markup:

@@ -16,6 +16,9 @@ Json = dict[str, Any]
 OUTCOMES = ("fired", "clear", "not_applicable", "not_observable", "crashed")
 HEADLINE_FACTS = 3
 """Of the run's facts, how many stand under the verdict; the rest are at the end."""
+ROLES = ("first", "also", "instead")
+MIN_SCORE = 0.5
+"""From this share of the trouble on a further cause needs its remedy too."""
 _RANKS = {"error": 3, "warning": 2, "info": 1}
 
 
@@ -29,10 +32,14 @@ class Cause:
 
 @dataclass(frozen=True)
 class Action:
-    """A remedy; `codes` are the findings that propose it."""
+    """A remedy; `codes` are the findings that propose it.
+
+    `role` is first, also (what a further cause that weighs much needs beside it, as `trainscope fix` does) or instead.
+    """
 
     remedy: Json
     codes: list[str]
+    role: str = "instead"
 
 
 @dataclass
@@ -47,6 +54,16 @@ class Card:
     remedies: list[Action] = field(default_factory=list)
     refuted: list[Json] = field(default_factory=list)
     references: list[Json] = field(default_factory=list)
+
+    @property
+    def seen(self) -> str:
+        """The title without the cause, where `because` says it."""
+        return _clause([*self.symptoms, *self.mechanisms][0]["summary"]) if self.because else self.title
+
+    @property
+    def because(self) -> str:
+        """The likeliest cause in words, where something else is seen of it."""
+        return _clause(self.causes[0].finding["summary"]) if self.causes and self.symptoms + self.mechanisms else ""
 
     @property
     def findings(self) -> list[Json]:
@@ -103,14 +120,29 @@ _WORDS = {
 }
 
 
+CAME_OVER = ("match", "as asked")
+"""Outcomes of a piece of state at a resume that are in order."""
+
+
+def compared(pieces: dict[str, dict[str, int]]) -> int:
+    """How many pieces of state a resume compared."""
+    return sum(sum(counts.values()) for counts in pieces.values())
+
+
+def differing(pieces: dict[str, dict[str, int]]) -> int:
+    """How many of them did not come over a resume as they were saved, or as the configuration asks."""
+    return sum(count for counts in pieces.values() for status, count in counts.items() if status not in CAME_OVER)
+
+
 def evidence(finding: Json, most: int = 8) -> list[tuple[str, str]]:
     """Name a finding's numbers, none of them twice, the threshold beside the value."""
     named = [(str(name).replace("_", " "), value) for name, value in finding["evidence"].items()]
     value, threshold = finding["value"], finding["threshold"]
+    named = [(name, item) for name, item in named if (name, item) != ("places", 1)]
     if value is not None:
         named.sort(key=lambda pair: pair[1] != value)  # the value first, under the rule's own name for it
         if not named or named[0][1] != value:
-            named.insert(0, ("value", value))
+            named.insert(0, ("measured", value))
     numbers = [(one_line(name), brief(item)) for name, item in named[:most]]
     if threshold is not None:
         numbers.insert(1, ("threshold", brief(threshold)))
@@ -163,6 +195,10 @@ def _card(diagnosis: Json, findings: dict[str, Json]) -> Card:
     return _with_advice(card, diagnosis["remedies"])
 
 
+def _clause(summary: str) -> str:
+    return one_line(summary).rstrip(".")
+
+
 def _lone(finding: Json) -> Card:
     card = Card(severity=finding["severity"], title=one_line(finding["summary"]))
     if finding["kind"] in ("cause", "risk"):
@@ -175,10 +211,35 @@ def _lone(finding: Json) -> Card:
 
 
 def _with_advice(card: Card, remedies: list[Json]) -> Card:
-    card.remedies = [Action(remedy, _proposed_by(remedy, card.findings)) for remedy in remedies]
+    needed = _needed(card)
+    roles = [
+        "first" if rank == 0 else "also" if _same(remedy) in needed else "instead"
+        for rank, remedy in enumerate(remedies)
+    ]
+    actions = [
+        Action(remedy, _proposed_by(remedy, card.findings), role) for remedy, role in zip(remedies, roles, strict=True)
+    ]
+    card.remedies = sorted(actions, key=lambda action: ROLES.index(action.role))
     card.refuted = _once([advice for finding in _causes_first(card) for advice in finding["refuted"]], "advice")
     card.references = _once([link for finding in _causes_first(card) for link in finding["references"]], "url")
     return card
+
+
+def _needed(card: Card) -> list[tuple[Any, ...]]:
+    """The remedies of causes that weigh enough to be applied together: of each the first, of a key one alone."""
+    needed: list[tuple[Any, ...]] = []
+    patched: set[str] = set()
+    for rank, cause in enumerate(card.causes):
+        remedy = next((remedy for remedy in cause.finding["remedies"] if remedy["config_patch"]), None)
+        if remedy is None or (rank > 0 and share(cause.score) < MIN_SCORE) or patched & remedy["config_patch"].keys():
+            continue
+        patched |= remedy["config_patch"].keys()
+        needed.append(_same(remedy))
+    return needed
+
+
+def _same(remedy: Json) -> tuple[Any, ...]:
+    return (remedy["title"], remedy["config_patch"])
 
 
 def _causes_first(card: Card) -> list[Json]:
@@ -186,11 +247,8 @@ def _causes_first(card: Card) -> list[Json]:
 
 
 def _proposed_by(remedy: Json, findings: Iterable[Json]) -> list[str]:
-    same = (remedy["title"], remedy["config_patch"])
     return [
-        finding["code"]
-        for finding in findings
-        if any((other["title"], other["config_patch"]) == same for other in finding["remedies"])
+        finding["code"] for finding in findings if any(_same(other) == _same(remedy) for other in finding["remedies"])
     ]
 
 

@@ -15,6 +15,22 @@ from trainscope.toml import toml_value
 
 NONE = "–"
 
+STATE = {
+    "base": "frozen base model",
+    "weights": "trained weights",
+    "optimizer": "optimizer's state",
+    "group": "optimizer's settings",
+    "scheduler": "schedule",
+    "ema": "average (EMA)",
+    "scaler": "GradScaler",
+    "counter": "step counters",
+    "order": "order of the images",
+    "random": "random state",
+    "lora": "LoRA scales",
+    "gradients": "gradient half added up",
+}
+"""What the pieces of state at a resume are called."""
+
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, among them the terminal's escape; not tab and newline
     "\u202a-\u202e\u2066-\u2069"  # overrides that let a text pretend to be another one
@@ -63,6 +79,8 @@ def _brief_float(value: float) -> str:
         return "NaN" if math.isnan(value) else ("∞" if value > 0 else "-∞")
     if value == int(value) and abs(value) < 10_000:
         return str(int(value))
+    if 0.99 < abs(value) < 1:  # what matters of 0.9999 is how far it is from 1
+        return f"{value:.{1 - math.floor(math.log10(1 - abs(value)))}g}"
     text = f"{value:.3g}"
     mantissa, e, exponent = text.partition("e")
     if not e:
@@ -91,6 +109,12 @@ def steps(first: Any, last: Any) -> str:
     return f"steps {brief(first)}–{brief(last)}"
 
 
+def clipped(text: str, most: int = 60) -> str:
+    """At most so many characters of one line, the cut marked."""
+    line = one_line(text)
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
 def counted(count: int, one: str, many: str = "") -> str:
     """Write a count with its noun."""
     return f"{brief(count)} {one if count == 1 else many or one + 's'}"
@@ -101,17 +125,29 @@ def assignment(key: str, value: Any) -> str:
     return one_line(f"{key} = {toml_value(value)}") if value is not None else one_line(f"{key} (removed)")
 
 
+def sentence(text: str) -> str:
+    """Begin a text with a capital, unless its first word is a symbol or an identifier."""
+    first = text.partition(" ")[0]
+    is_word = len(first) > 1 and first != "lr" and first.replace("-", "").isalpha() and first.islower()
+    return text[0].upper() + text[1:] if is_word else text
+
+
 def proof_sentence(proof: dict[str, Any]) -> str:
-    """Say what a rerun measured: `held-out loss 1.12 → 0.19, healthy twin 0.19; the rule said clear`."""
-    parts = []
+    """Say what a rerun measured: `held-out loss ended at 0.19 instead of 1.12 (healthy run: 0.19); …`."""
+    measured = ""
     before, after, healthy = (proof.get(f"loss_{which}") for which in ("before", "after", "healthy"))
     if after is not None:
-        parts.append(f"held-out loss {brief(before)} → {brief(after)}")
+        measured = f"held-out loss ended at {brief(after)}"
+        if before is not None:
+            same = brief(before) == brief(after)
+            measured += ", as without it" if same else f" instead of {brief(before)}"
     if healthy is not None:
-        parts.append(f"healthy twin {brief(healthy)}")
+        measured += (
+            f" (healthy run: {brief(healthy)})" if measured else f"held-out loss of a healthy run: {brief(healthy)}"
+        )
     outcome = str(proof.get("rule", "")).replace("_", " ")
     said = "the rule still fired" if outcome == "fired" else f"the rule said {outcome}"
-    return "; ".join([part for part in (", ".join(parts), said) if part])
+    return "; ".join([part for part in (measured, said) if part])
 
 
 def web_address(url: str) -> str | None:

@@ -124,7 +124,7 @@ import sys
 from trainscope.engine import audit, cases, loader, proofs, remedies, tables, validate
 source = tables.from_rows({"groups": [{"step": 1, "d": 1.0}], "config": {"a": 1}})
 audit.audit(source, {}, rules=[])
-heavy = {"torch", "pandas", "scipy", "plotly", "jinja2", "tomlkit", "trainscope.report", "trainscope.trainer"}
+heavy = {"torch", "pandas", "scipy", "jinja2", "tomlkit", "trainscope.report", "trainscope.trainer"}
 print(sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

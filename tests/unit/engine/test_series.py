@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from trainscope.engine.maps import draw_maps, group_modules
+from trainscope.engine.curves import SERIES
+from trainscope.engine.maps import MAPS, draw_maps, group_modules
 from trainscope.engine.sandbox import DEFAULT_LIMITS
-from trainscope.engine.series import MAX_POINTS, SERIES, downsample, draw_series
+from trainscope.engine.series import MAX_POINTS, downsample, draw_series
 from trainscope.engine.tables import TableSource, from_rows
 from trainscope.schema import HeatMap, Series
 
@@ -85,14 +86,39 @@ def test_ratios_of_norms() -> None:
     series = drawn(
         tensors=tensors(update_norm=[3.0, 4.0], weight_norm=[30.0, 40.0], distance_from_start=[6.0, 8.0]),
         ema=[{"step": 1, "param": "p0", "lag_norm": 2.0, "distance_from_start": 1.0}],
-        adapters=[{"step": 1, "module": "m", "delta_norm": 1.0, "base_norm": 4.0}],
     )
     assert line(series["update_ratio"]) == [(1, pytest.approx(0.1))]
     assert line(series["relative_distance"]) == [(1, pytest.approx(0.2))]
     assert line(series["ema_lag"]) == [(1, pytest.approx(0.2))]
-    assert line(series["lora_delta"]) == [(1, 0.25)]
     assert line(series["ema_distance"], "EMA") == [(1, 1.0)]
     assert line(series["ema_distance"], "weights") == [(1, 10.0)]
+
+
+def test_a_lora_has_come_as_far_as_what_it_adds() -> None:
+    """Its A begins at random: how far that moved says nothing."""
+    series = drawn(
+        tensors=tensors(weight_norm=[30.0], distance_from_start=[6.0]),
+        adapters=[{"step": 1, "module": "m", "delta_norm": 1.0, "base_norm": 4.0}],
+    )
+    assert line(series["lora_delta"]) == [(1, 0.25)]
+    assert "relative_distance" not in series
+
+
+def test_a_mean_stands_beside_a_long_training_loss() -> None:
+    rows = [{"step": step, "loss": float(step % 2)} for step in range(1, 401)]
+    series = drawn(steps=rows)["train_loss"]
+    assert [value for _, value in line(series, "mean of a fortieth")[1:-1]] == [pytest.approx(0.5)] * 38
+    assert set(drawn(steps=rows[:79])["train_loss"].lines) == {"train"}
+
+
+def test_every_measure_is_explained() -> None:
+    assert [name for name, spec in {**SERIES, **MAPS}.items() if len(spec.about.split()) < 5] == []
+
+
+def test_what_is_left_out_of_a_long_series_is_counted() -> None:
+    series = drawn(steps=[{"step": step, "grad_norm": 1.0} for step in range(1, 2502)])["grad_norm"]
+    assert (series.recorded, len(series.lines["model"]["step"]) <= MAX_POINTS) == (2501, True)
+    assert drawn(steps=[{"step": 1, "grad_norm": 1.0}])["grad_norm"].recorded == 0
 
 
 def test_idle_series_are_left_out() -> None:

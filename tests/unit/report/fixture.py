@@ -22,6 +22,8 @@ from trainscope.schema import (
     RefutedAdvice,
     Remedy,
     Report,
+    Resume,
+    ResumedPiece,
     RuleOutcome,
     SampleImage,
     Series,
@@ -92,6 +94,17 @@ LOWER_LR = RefutedAdvice(
     Proof("prodigy-bf16-finetune/lr-0.01", "fired", 1.12, 1.12, 0.19),
 )
 
+RESUME = Resume(
+    step=50,
+    segment=1,
+    source="checkpoints/step-00000050",
+    changed=[ResumedPiece("config", "", "train.steps", "as asked", "50", "150", "150")],
+    pieces={"weights": {"match": 14}, "optimizer": {"match": 26, "missing": 2}, "scheduler": {"as asked": 1}},
+    differing=[
+        ResumedPiece("optimizer", "unet.conv_out.weight", "exp_avg", "missing", "bfloat16[4, 320, 3, 3]", "", "")
+    ],
+)
+
 MODULES = [
     *(f"unet.down_blocks.{block}.attentions.{layer}.to_q" for block in range(3) for layer in range(2)),
     "unet.mid_block.attentions.0.to_q",
@@ -120,7 +133,6 @@ def s0_report(run_dir: Path | None = None) -> Report:
             "id": "workshop-inpainting-20250614-091502",
             "name": "workshop-inpainting",
             "dir": "runs/workshop-inpainting-20250614-091502",
-            "stage": "run",
             "status": "completed",
             "steps": 150,
             "planned_steps": 150,
@@ -170,6 +182,7 @@ def s0_report(run_dir: Path | None = None) -> Report:
         ],
         samples=samples,
         config=CONFIG,
+        resumes=[RESUME],
     )
 
 

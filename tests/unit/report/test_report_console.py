@@ -24,8 +24,8 @@ def test_the_story_fits_one_screen(s0, tmp_path):
         "██████████  98 %  PREC001 bf16 weights round the updates away",
         "████░░░░░░  45 %  PRO003",
         '    precision.weights = "fp32"',
-        "Proven: held-out loss 1.12 → 0.19, healthy twin 0.19; the rule said clear",
-        "“lower the lr to 0.01” was tried and does not help: held-out loss 1.12 → 1.12",
+        "Proven: held-out loss ended at 0.19 instead of 1.12 (healthy run: 0.19); the rule said clear",
+        "“lower the lr to 0.01” was tried and does not help: held-out loss ended at 1.12,",
         "Rules: 5 fired · 17 clear · 4 not applicable · 4 not observable",
         "EMA001 EMA004  ema.delivered was not recorded",
         f"Report: {tmp_path / 'report.html'}",
@@ -60,7 +60,7 @@ def test_a_terminal_without_unicode_gets_ascii(s0, tmp_path):
     text = file.buffer.getvalue().decode()
     assert "x Error: The model" in text
     assert "##########  98 %" in text
-    assert "1.12 -> 0.19" in text
+    assert "instead of 1.12 (healthy run: 0.19)" in text
     assert "r?hrte" in text
 
 

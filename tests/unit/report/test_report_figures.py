@@ -1,5 +1,6 @@
 import math
 
+from trainscope.engine.series import downsample
 from trainscope.report.figures import MAX_LINES, MAX_MODULES, MAX_POINTS, curve, heat_map
 
 
@@ -39,10 +40,14 @@ def test_zeros_on_a_logarithmic_scale_are_marked():
 
 def test_the_caption_says_what_the_curves_show():
     lines = {"raw": [1.12, 1.3, 0.19], "ema": [1.12, 1.0, 0.21]}
-    figure = curve(series(lines), "f", thresholds=[(0.5, "SYM002")], places=[(1, "A"), (2, "B")])
+    figure = curve(series(lines), "f", thresholds=[(0.5, "SYM002")], places=[(1, None, "A"), (2, 2, "B"), (1, 3, "C")])
     assert figure.caption == "Steps 1–3: raw 1.12 → 0.19 (between 0.19 and 1.3), ema 1.12 → 0.21. Threshold 0.5."
     assert figure.spec["thresholds"] == [{"value": 0.5, "label": "threshold 0.5 · SYM002"}]
-    assert figure.spec["places"] == [{"step": 2, "label": "step 2 · B"}]
+    assert figure.spec["places"] == [
+        {"step": 1, "last": 1, "whole": False, "label": "A: step 1"},
+        {"step": 2, "last": 2, "whole": False, "label": "B: step 2"},
+        {"step": 1, "last": 3, "whole": True, "label": "C: whole run"},
+    ]
 
 
 def test_empty_and_odd_series_do_not_crash():
@@ -74,3 +79,23 @@ def test_a_map_is_thinned_its_gaps_kept():
     assert figure.spec["values"][0] == [None, 0.0]
     assert figure.spec["values"][-1] == [None, None]
     assert figure.caption == "1000 modules × 2 steps, from 0 to 998. Drawn: 240 × 2 of them. Gaps were not recorded."
+
+
+def test_a_spike_of_one_step_in_ten_thousand_stays_and_the_reduction_is_told():
+    """Through both reductions: the engine's for report.json, and the page's."""
+    steps = list(range(1, 10_001))
+    values = [1.0 + 1e-3 * math.sin(step) for step in steps]
+    values[6_180], values[3_141] = 50.0, -7.0
+    reduced = downsample(steps, values)
+    whole = {"title": "t", "name": "n", "unit": "", "log_scale": False, "recorded": len(steps), "lines": {"a": reduced}}
+    figure = curve(whole, "f")
+    [line] = figure.spec["lines"]
+    assert len(line["x"]) <= MAX_POINTS
+    assert (6_181, 50.0) in zip(line["x"], line["y"], strict=True)
+    assert (3_142, -7.0) in zip(line["x"], line["y"], strict=True)
+    assert (line["x"][0], line["x"][-1]) == (1, 10_000)
+    assert f"Reduced from 10,000 steps to {len(line['x'])} points, each span's extremes kept." in figure.caption
+    assert (
+        "Reduced"
+        not in curve({**whole, "lines": {"a": {"step": [1, 2], "value": [1.0, 2.0]}}, "recorded": 0}, "f").caption
+    )

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from importlib import resources
 from itertools import pairwise
 
 import pytest
@@ -58,6 +59,14 @@ def test_the_story_is_told_in_order(page):
     parts = [
         "The model did not move: its bf16 weights round every update away.",
         "workshop-inpainting completed 150 steps",
+        "Keep the trained weights in float32",
+        '-weights = "bf16"',
+        '+weights = "fp32"',
+        "Cost",
+        "trainscope fix runs/workshop-inpainting",
+        "held-out loss ended at 0.19 instead of 1.12 (healthy run: 0.19); the rule said clear",
+        "--full_bf16 off",
+        "Round stochastically",
         "What is seen",
         "The weights moved 2.1e-9 of their norm",
         "threshold 1e-5",
@@ -69,22 +78,13 @@ def test_the_story_is_told_in_order(page):
         "bf16-weights-lose-updates",
         "45 %",
         "d0-too-low",
-        "What to do",
-        "Keep the trained weights in float32",
-        "held-out loss 1.12 → 0.19, healthy twin 0.19; the rule said clear",
-        '-weights = "bf16"',
-        '+weights = "fp32"',
-        "Cost",
-        "trainscope fix runs/workshop-inpainting",
-        "--full_bf16 off",
-        "Round stochastically",
-        "Tried, does not help",
-        "“lower the lr to 0.01”",
-        "the rule still fired",
         "What shows it",
         "Threshold 0.5",
         "Worst places of",
         "6 more places",
+        "Does not help",
+        "“lower the lr to 0.01”",
+        "the rule still fired",
         "Revisiting BFloat16 training",
         "Samples",
         "a red circle above a blue square",
@@ -94,6 +94,10 @@ def test_the_story_is_told_in_order(page):
         "Training loss",
         "Model map",
         "14 modules",
+        "Resumes",
+        "At step 50 from checkpoints/step-00000050",
+        "2 pieces of 43 did not come over",
+        "26 as saved , 2 missing",
         "Not observable",
         "set probes.tables",
         "EMA001",
@@ -113,7 +117,7 @@ def test_the_story_is_told_in_order(page):
 
 def test_the_file_is_complete_and_loads_nothing(page, s0, tmp_path):
     html = render_html(s0, tmp_path)
-    assert len(html.encode()) < 10_000_000
+    assert len(html.encode()) < 2_500_000
     assert {a["src"][:22] for a in page.all("img") if "src" in a} == {"data:image/png;base64,"}
     assert not page.all("script", src="")
     assert [a["href"] for a in page.all("link")] == ["data:,"]
@@ -132,6 +136,13 @@ def test_the_policy_names_exactly_the_scripts_that_are_there(page):
     assert "unsafe-inline" not in policy.partition("style-src")[0]
     assert not any("</script" in script.lower() or "<!--" in script for script in scripts)
     assert json.loads(island_text)[0]["kind"] == "curve"
+
+
+def test_the_plotting_library_is_the_one_that_was_published():
+    folder = resources.files("trainscope.report").joinpath("plotly")
+    digest = hashlib.sha256(folder.joinpath("plotly-cartesian.min.js").read_bytes()).hexdigest()
+    assert digest in folder.joinpath("README.md").read_text(encoding="utf-8")
+    assert "MIT" in folder.joinpath("LICENSE").read_text(encoding="utf-8")
 
 
 def test_the_page_depends_on_the_report_and_its_images_alone(s0, tmp_path):
@@ -175,7 +186,6 @@ def hostile(value, key=""):
         "symptoms",
         "mechanisms",
         "url",
-        "stage",
     )
     return value + PAYLOAD if isinstance(value, str) and key not in fixed else value
 
@@ -278,3 +288,37 @@ def test_crashed_rules_are_not_hidden(s0, tmp_path):
     page = Page(render_html(s0, tmp_path))
     assert "1 rule crashed and judged nothing" in page.text
     assert any("open" in attributes for attributes in page.all("details"))
+
+
+def test_what_the_command_line_set_belongs_to_what_a_remedy_changes(s0, tmp_path):
+    s0["run"]["given"] = {"precision.weights": "fp16", "train.steps": 60}
+    page = Page(render_html(s0, tmp_path))
+    assert '-weights = "fp16" # fits the card' in page.text
+    assert 'With what the command line set: precision.weights = "fp16", train.steps = 60' in page.text
+    s0["run"]["given"] = "nonsense"
+    assert '-weights = "bf16" # fits the card' in Page(render_html(s0, tmp_path)).text
+
+
+def test_several_findings_are_told_at_a_glance_with_what_to_change(s0, reports, tmp_path):
+    assert "glance" not in render_html(to_json(reports.s0_report(tmp_path)), tmp_path).partition("<main")[2]
+    s0["diagnoses"][0]["causes"].pop()
+    html = render_html(s0, tmp_path)
+    glance = Page(html[html.index('<ol class="glance"') : html.index("</ol>")]).text
+    assert "bf16 weights round the updates away" in glance
+    assert 'Fix Keep the trained weights in float32 precision.weights = "fp32"' in glance
+    assert "d0" in glance, "the finding that no diagnosis tells"
+
+
+def test_code_in_messages_is_set_as_code_and_nothing_else_is(s0, tmp_path):
+    s0["findings"][0]["message"] = "the state `exp_avg<b>` of <i>one</i>"
+    s0["findings"][1]["message"] = "half ` open"
+    html = render_html(s0, tmp_path)
+    assert "The state <code>exp_avg&lt;b&gt;</code> of &lt;i&gt;one&lt;/i&gt;" in html
+    assert "Half ` open" in html
+
+
+def test_reasons_for_not_looking_are_folded_where_there_are_many(s0, tmp_path):
+    blind = [rule for rule in s0["rules"] if rule["outcome"] == "clear"][:10]
+    for number, rule in enumerate(blind):
+        rule.update(outcome="not_observable", reason=f"needs `t.c{number}`")
+    assert re.search(r"<summary>\d more reasons</summary>", render_html(s0, tmp_path))

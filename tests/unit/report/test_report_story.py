@@ -17,6 +17,28 @@ def test_the_story_follows_the_diagnosis(s0):
     assert story.counts == {"fired": 5, "clear": 17, "not_applicable": 4, "not_observable": 4, "crashed": 0}
 
 
+def test_a_card_says_what_is_seen_and_why(s0):
+    [card] = tell(s0).cards
+    assert (card.seen, card.because) == (card.symptoms[0]["summary"], "bf16 weights round the updates away")
+    s0["diagnoses"][0]["causes"] = []
+    [card] = tell(s0).cards
+    assert (card.seen, card.because) == ("The model did not move", "")
+
+
+def test_a_further_cause_that_weighs_much_needs_its_remedy_too(s0):
+    def roles():
+        return {action.remedy["title"]: action.role for action in tell(s0).cards[0].remedies}
+
+    fp32, rounding, d0 = (remedy["title"] for remedy in s0["diagnoses"][0]["remedies"])
+    assert roles() == {fp32: "first", rounding: "instead", d0: "instead"}, "the second cause weighs 45 %"
+    s0["diagnoses"][0]["causes"][1]["score"] = 0.5
+    assert roles() == {fp32: "first", d0: "also", rounding: "instead"}
+    assert list(roles()) == [fp32, d0, rounding]
+    for remedy in (s0["diagnoses"][0]["remedies"][2], s0["findings"][4]["remedies"][0]):
+        remedy["config_patch"] = {"precision.weights": "fp16"}
+    assert roles()[d0] == "instead", "the first has set that key"
+
+
 def test_causes_are_ranked_whatever_their_order(s0):
     s0["diagnoses"][0]["causes"].reverse()
     assert [cause.finding["code"] for cause in tell(s0).cards[0].causes] == ["PREC001", "PRO003"]
@@ -66,4 +88,4 @@ def test_evidence_names_no_number_twice(s0):
     ]
     assert ("where", "group unet") in evidence(grew)
     moved["evidence"] = {}
-    assert evidence(moved)[:2] == [("value", "2.1e-9"), ("threshold", "1e-5")]
+    assert evidence(moved)[:2] == [("measured", "2.1e-9"), ("threshold", "1e-5")]

@@ -80,7 +80,11 @@ def test_steps(first, last, text):
 
 def test_a_proof_is_told_in_numbers():
     proof = {"case": "c", "rule": "clear", "loss_before": 1.12, "loss_after": 0.19, "loss_healthy": 0.19}
-    assert wording.proof_sentence(proof) == "held-out loss 1.12 → 0.19, healthy twin 0.19; the rule said clear"
+    said = "held-out loss ended at 0.19 instead of 1.12 (healthy run: 0.19); the rule said clear"
+    assert wording.proof_sentence(proof) == said
+    assert wording.proof_sentence({**proof, "loss_after": 1.12}).startswith(
+        "held-out loss ended at 1.12, as without it"
+    )
     nothing = {"case": "c", "rule": "fired", "loss_before": None, "loss_after": None, "loss_healthy": None}
     assert wording.proof_sentence(nothing) == "the rule still fired"
 
@@ -89,3 +93,23 @@ def test_scores_that_are_no_numbers_do_no_harm():
     assert wording.percent("NaN") == "–"
     assert wording.share("Infinity") == 0.0
     assert wording.share(7) == 1.0
+
+
+def test_sentences_begin_with_a_capital_where_the_word_is_one():
+    assert wording.sentence("held-out loss fell") == "Held-out loss fell"
+    for text in ("d grew", "lr was", "precision.weights = 1", "lora_alpha is 1", "SDXL", "99% of it", ""):
+        assert wording.sentence(text) == text
+
+
+def test_numbers_near_one_keep_what_separates_them_from_it():
+    assert [wording.brief(value) for value in (0.9999, 0.99437, 0.99999, 0.98765)] == [
+        "0.9999",
+        "0.9944",
+        "0.99999",
+        "0.988",
+    ]
+
+
+def test_long_texts_are_clipped():
+    assert wording.clipped("a\n b") == "a b"
+    assert wording.clipped("x" * 100) == "x" * 59 + "…"

@@ -14,8 +14,8 @@ import duckdb
 import pytest
 
 from trainscope.engine import maps
+from trainscope.engine.curves import SERIES
 from trainscope.engine.loader import load_rules
-from trainscope.engine.series import SERIES
 from trainscope.engine.shared import SHARED
 from trainscope.engine.summaries import DERIVED, ENDS, MADE_OF, SPREAD, SUMMARIES
 from trainscope.runlog.tables import PARAM, RANK, SEGMENT, STEP, TABLES
@@ -110,8 +110,8 @@ def queried() -> set[str]:
         read |= reader.columns(shared.sql)
     for spec in SERIES.values():
         read |= reader.columns(spec.sql)
-    for _, above, below, _ in maps._MAPS.values():
-        read |= reader.columns(maps._QUERY.format(above=above, below=below, limit=1))
+    for drawn in maps.MAPS.values():
+        read |= reader.columns(maps._QUERY.format(above=drawn.above, below=drawn.below, limit=1))
     return read
 
 
