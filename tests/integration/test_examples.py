@@ -42,7 +42,7 @@ FAULTS = {
         "weights-in-bf16": "PREC001",
     },
 }
-QUICK = ("bf16-weights", "decay-outlives-run")
+QUICK = ("bf16-weights",)
 """Of the faults, those that `make test` trains with; a cure and its healthy twin take half a minute each."""
 ONE_BY_ONE = [(folder, name, code) for folder, faults in FAULTS.items() for name, code in faults.items()]
 
@@ -136,7 +136,8 @@ def rise(run_dir: Path) -> float:
     return float(max(losses[step] for step in range(121, 131)) / losses[120])
 
 
-@pytest.mark.parametrize("batches", ["", pytest.param("-accumulated", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batches", ["", "-accumulated"])
 def test_s4_a_cold_restart_is_named_and_its_state_cures_it(batches: str) -> None:
     faulty = resumed(f"cold-restart{batches}")
     report = audit_run(faulty)

@@ -266,6 +266,7 @@ def test_two_sigints_stop_at_once(start: Start) -> None:
     assert trainscope("audit", run).code in (0, 1)
 
 
+@pytest.mark.slow
 def test_an_audit_of_a_run_that_still_goes(start: Start) -> None:
     running = start()
     run = running.wait_until(flushed(1))
@@ -291,6 +292,7 @@ def test_two_runs_at_once_take_two_directories(start: Start) -> None:
         assert (read.status, read.last_step()) == ("completed", 3)
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_out(start: Start) -> None:
     both = [start("--no-audit", "--out", "mine", steps=3, folder="same") for _ in range(2)]
     ends = [one.process.communicate(timeout=120) for one in both]

@@ -242,7 +242,11 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("limit", "says"), [(1_000, "error: at step 1: "), (200_000, "error: the checkpoint of step 4 cannot be written: ")]
+    ("limit", "says"),
+    [
+        pytest.param(1_000, "error: at step 1: ", marks=pytest.mark.slow),
+        (200_000, "error: the checkpoint of step 4 cannot be written: "),
+    ],
 )
 def test_files_that_cannot_grow(limit: int, says: str, tmp_path: Path) -> None:
     """A real limit of the system instead of a full disk: Parquet, safetensors and torch each fail in their own way.

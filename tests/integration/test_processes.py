@@ -174,6 +174,7 @@ def test_interrupted_and_resumed(launch: Launch, together: Launched, tmp_path: P
         assert torch.equal(weights[name], tensor), name
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_is_refused(launch: Launch, together: Launched) -> None:
     refused = launch("--resume", together.run, launcher=(), out=together.run, train__steps=STEPS + 2)
     assert refused.code == 2
@@ -250,6 +251,7 @@ def launch_sharded(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     return run
 
 
+@pytest.mark.slow
 def test_fsdp_spreads_the_weights(launch_sharded: Callable[..., Launched], alone: Launched, together: Launched) -> None:
     first = launch_sharded(stop_at=3)
     assert first.code == 0, first.err
@@ -263,6 +265,7 @@ def test_fsdp_spreads_the_weights(launch_sharded: Callable[..., Launched], alone
     assert reason == "the weights are spread over processes"
 
 
+@pytest.mark.slow
 def test_fsdp_for_one_process_is_an_error(launch: Launch) -> None:
     refused = launch(launcher=(), train__parallel="fsdp")
     assert refused.code == 2

@@ -324,6 +324,7 @@ def check_killed(data: Path, folder: Path, changes: Values, micro_batches: int =
     assert sorted(superseded) == [9, 10]
 
 
+@pytest.mark.slow
 def test_killed_between_checkpoints(few: Path, tmp_path: Path) -> None:
     changes = {**METHODS["lora"], **AVERAGES["ema-fp32"], **ACCUMULATIONS["3"], "scheduler.type": "cosine"}
     check_killed(few, tmp_path, changes, micro_batches=2)

@@ -102,13 +102,12 @@ def _look_before(resolved: ResolvedConfig, config: Path, out: Path | None, fail_
     from trainscope.cli.auditing import show
     from trainscope.cli.preflight import preflight_report
     from trainscope.engine.audit import fails
-    from trainscope.errors import TrainscopeError
 
     try:
         report = preflight_report(resolved, out=out)
-    except TrainscopeError as error:
-        # The training says more of what it cannot load, and has the last word.
-        console.print(f"preflight could not look: {str(error).splitlines()[0]}", style="dim", markup=False)
+    except Exception as error:  # of what cannot be loaded the training says more, and has the last word
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        console.print(f"preflight could not look: {reason}", style="dim", markup=False)
         return
     counts = Counter(rule.outcome for rule in report.rules)
     if not report.findings and not counts["crashed"]:

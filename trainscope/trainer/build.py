@@ -77,6 +77,7 @@ def build_session(
                 "run.seed": seed,
                 "run.device": str(device),
                 "precision.compute": next(name for name, dtype in DTYPES.items() if dtype == compute_dtype),
+                "model.inpainting": components.inpainting,
                 **plan.keys(),
             }
         ),

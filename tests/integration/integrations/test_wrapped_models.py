@@ -73,7 +73,7 @@ def whole(param: Any) -> Tensor:
     ("wrap", "prefix"),
     [
         pytest.param(compiled, "model.", marks=pytest.mark.slow),
-        (nn.parallel.DistributedDataParallel, "model."),
+        pytest.param(nn.parallel.DistributedDataParallel, "model.", marks=pytest.mark.slow),
         (Checkpointed, "model.module."),
         (sharded, None),
     ],

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.unit.trainer.conftest import SHAPES
+from trainscope.config.places import tiny_place
 from trainscope.errors import ModelError
 from trainscope.trainer.data.framing import centre_frame
 from trainscope.trainer.data.images import find_samples, load_image
@@ -160,12 +161,12 @@ def test_the_folder_is_built_once_and_kept(tmp_path: Path, monkeypatch: pytest.M
     assert fresh("sd15") == fresh("sd15")
     assert built == ["sd15"]
     root = tmp_path / "trainscope" / "tiny"
-    assert [path.name for path in root.iterdir()] == [f"{tiny._build_version()}-sd15"]
+    assert [path.name for path in root.iterdir()] == [tiny_place("sd15").name]
 
 
 def test_the_loser_of_a_race_takes_the_winners_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "trainscope" / "tiny"
-    winner = root / f"{tiny._build_version()}-sd15"
+    winner = root / tiny_place("sd15").name
 
     def build(name: str, folder: Path) -> None:
         (folder / "model_index.json").write_text("loser")
