@@ -356,6 +356,7 @@ def test_the_lora_loads_in_diffusers(tmp_path: Path) -> None:
     assert space["image"].tobytes() != space["plain"].tobytes()
 
 
+@pytest.mark.slow
 def test_odd_names(tmp_path: Path) -> None:
     """Spaces, brackets that rich takes for markup, letters beyond ASCII: in folders, files and reports."""
     odd = tmp_path / "a [red]b [bold] é #x"
