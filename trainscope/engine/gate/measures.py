@@ -133,7 +133,7 @@ _MEASURES = (
         "ema lag",
         "last",
         "both",
-        Floor(0.15),
+        Floor(0.7),
         Floor(0.8),
     ),
     Measure("noise", "Low frequencies in the noise (1 = white)", "noise", "mean", "both", Floor(0.1)),
