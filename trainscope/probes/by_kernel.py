@@ -23,9 +23,10 @@ def compiled_passes() -> ModuleType | None:
     """`probes/kernels.py`, ready to be called; None where there is no numba that works."""
     try:
         from trainscope.probes import kernels
-    except ImportError:  # also where numba does not know this numpy
+
+        kernels.make_ready()
+    except Exception:  # numba is missing, does not know this numpy, cannot compile here: rows need none of it
         return None
-    kernels.make_ready()
     return kernels
 
 

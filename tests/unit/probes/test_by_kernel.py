@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.unit.probes import reference
 from trainscope import probes
+from trainscope.probes import kernels
 from trainscope.probes.by_kernel import PIECE_ELEMENTS, ByKernel, compiled_passes, is_plain
 from trainscope.probes.by_rows import ByRows
 
@@ -122,4 +123,14 @@ def test_where_numba_cannot_be_imported_there_are_no_compiled_passes(monkeypatch
     monkeypatch.delitem(sys.modules, "trainscope.probes.kernels", raising=False)
     monkeypatch.delattr(probes, "kernels", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
+    assert compiled_passes.__wrapped__() is None
+
+
+def test_where_nothing_can_be_compiled_there_are_none_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiled_passes.__wrapped__() is not None
+
+    def fail() -> None:
+        raise RuntimeError("no code for this processor")
+
+    monkeypatch.setattr(kernels, "make_ready", fail)
     assert compiled_passes.__wrapped__() is None
